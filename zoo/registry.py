@@ -1,0 +1,97 @@
+"""The architectures by name, and what can be said of one without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from zoo import resnet, vgg, wrn
+from zoo.errors import BadInput, choose
+from zoo.outputs import IMAGE, Net
+
+# name -> constructor that still wants num_classes; a new family joins here.
+ARCHITECTURES: dict[str, Callable[..., Net]] = {
+    **resnet.ARCHITECTURES,
+    **wrn.ARCHITECTURES,
+    **vgg.ARCHITECTURES,
+}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """(channels, height, width) of the maps in Outputs for one 32x32 image, and the width of `pooled`."""
+
+    features: tuple[tuple[int, int, int], ...]
+    preact: tuple[tuple[int, int, int], ...]
+    last_map: tuple[int, int, int]
+    pooled: int
+
+
+def architectures() -> tuple[str, ...]:
+    """Every name that `build` takes."""
+    return tuple(ARCHITECTURES)
+
+
+def build(arch: str, num_classes: int = 100) -> Net:
+    """A freshly initialised network, in train mode; its weights follow from torch's global seed.
+
+    Raises BadInput for an unknown name or a number of classes below 1.
+    """
+    choose("architecture", arch, ARCHITECTURES)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise BadInput(f"num_classes {num_classes!r} is not a number of classes: give an integer from 1 up")
+    net = ARCHITECTURES[arch](num_classes=num_classes)
+    net.arch = arch
+    return net
+
+
+def build_meta(arch: str, num_classes: int = 100) -> Net:
+    """The network without its numbers: shapes only, in eval mode; draws nothing from any generator."""
+    with torch.device("meta"):
+        return build(arch, num_classes).eval()
+
+
+def shapes(net: Net | str) -> Shapes:
+    """Shapes of all that `net`, or the architecture of that name, gives; `net` itself is not run."""
+    return _shapes(net if isinstance(net, str) else net.arch)
+
+
+@cache
+def _shapes(arch: str) -> Shapes:
+    out = build_meta(arch).outputs(torch.empty(1, *IMAGE, device="meta"))
+    return Shapes(
+        features=tuple(_chw(f) for f in out.features),
+        preact=tuple(_chw(f) for f in out.preact),
+        last_map=_chw(out.last_map),
+        pooled=out.pooled.shape[1],
+    )
+
+
+@cache
+def count_macs(arch: str, num_classes: int = 100) -> int:
+    """Multiply-accumulates of the convolutions and the linear layer for one image; FLOPs are twice that."""
+    net = build_meta(arch, num_classes)
+    macs = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    net(torch.empty(1, *IMAGE, device="meta"))
+    return macs
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of trainable and frozen weights; BatchNorm's running statistics are buffers and not counted."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _chw(batch: Tensor) -> tuple[int, int, int]:
+    return tuple(batch.shape[1:])
