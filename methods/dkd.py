@@ -1,0 +1,79 @@
+"""DKD: Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from methods.contract import Batch, Method, Progress, register
+from methods.settings import Settings
+from zoo import Outputs
+
+
+def _decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (target, not target), (B, 2), and of the other classes among themselves, (B, C-1).
+
+    All in the log domain: the published code takes the logarithm after the softmax, which underflows to an
+    infinite loss for a very confident network.
+    """
+    scaled = logits / temperature
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(logits.shape[0], -1)
+    others = others + (others >= labels[:, None])  # every class index but the label
+    target, rest = scaled.gather(1, labels[:, None]), scaled.gather(1, others)
+    binary = torch.cat([target, rest.logsumexp(dim=1, keepdim=True)], dim=1)
+    return log_softmax(binary, dim=1), log_softmax(rest, dim=1)
+
+
+def decoupled_losses(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD (equations 5 to 7), each times T^2, summed over classes, (B,): the batch mean is the caller's.
+
+    Per sample T^2 * KL(p_t || p_s) = TCKD + (1 - p_t,y) * NCKD.
+    """
+    student = _decouple(student_logits, labels, temperature)
+    teacher = _decouple(teacher_logits, labels, temperature)
+    tckd, nckd = (
+        kl_div(s, t, reduction="none", log_target=True).sum(dim=1) * temperature**2
+        for s, t in zip(student, teacher, strict=True)
+    )
+    return tckd, nckd
+
+
+@register
+class DKD(Method):
+    """L = w_ce * CE + min(epoch / warm_up, 1) * (alpha * TCKD + beta * NCKD), epoch counted from 1.
+
+    Published: CE 1, alpha 1, T 4, warm-up 20, beta per pair (mdistiller `configs/cifar100/dkd`). `logit_clamp` is
+    StreamLined's addition (`Distiller/DKD.py`): both networks' logits are cut to +-clamp before the decoupled terms,
+    not before the cross entropy.
+    """
+
+    name = "dkd"
+    label = "DKD"
+    group = "logit"
+    row = 3
+
+    class Params(Settings):
+        temperature: PositiveFloat
+        ce_weight: NonNegativeFloat
+        alpha: NonNegativeFloat
+        beta: NonNegativeFloat
+        warm_up_epochs: PositiveInt
+        logit_clamp: PositiveFloat | None = None
+
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        p = self.params
+        student_logits, teacher_logits = student.logits, teacher.logits
+        if p.logit_clamp is not None:
+            student_logits = student_logits.clamp(-p.logit_clamp, p.logit_clamp)
+            teacher_logits = teacher_logits.clamp(-p.logit_clamp, p.logit_clamp)
+        tckd, nckd = decoupled_losses(student_logits, teacher_logits, batch.labels, p.temperature)
+        warm_up = progress.warm_up(p.warm_up_epochs)
+        return {
+            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "tckd": warm_up * p.alpha * tckd.mean(),
+            "nckd": warm_up * p.beta * nckd.mean(),
+        }
