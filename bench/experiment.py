@@ -1,0 +1,146 @@
+"""One run from its description to its result.json: the only place that joins data, teacher, trainer and files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import zoo
+from bench import data as datasets
+from bench import store
+from bench.evaluate import evaluate
+from bench.protocol import CHECKPOINT
+from bench.provenance import provenance
+from bench.run import Data, Run, Teacher
+from bench.trainer import CHECKPOINT_EVERY_S, State, summary, train
+from zoo.errors import BadInput
+
+
+class TeacherNotReady(Exception):
+    """The teacher's run has no usable weights; the message names it."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where runs happen on this machine. None of it can change a result, so none of it is part of a run."""
+
+    out: Path
+    device: torch.device
+    data_root: Path | None = None
+    weights: Path | None = None  # the file of a checkpoint run
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
+
+
+def perform(
+    run: Run,
+    site: Site,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Do `run` (from its checkpoint, where there is one), write its files, result.json last, and return the result.
+
+    Raises TeacherNotReady, trainer.Diverged, trainer.Stopped, store.Damaged (a broken checkpoint of this run).
+    """
+    folder = store.run_folder(site.out, run.run_id)
+    dataset = _dataset(run.data, site.data_root, site.device)
+    if run.method == CHECKPOINT:
+        net, curve, timing = _evaluate_checkpoint(run, site, dataset)
+    else:
+        teacher = load_teacher(run.teacher, site.out) if run.teacher else None
+        net, state = train(
+            run,
+            dataset,
+            teacher,
+            folder.last,
+            should_stop=should_stop,
+            on_epoch=on_epoch,
+            checkpoint_every_s=site.checkpoint_every_s,
+        )
+        curve, timing = state.curve, _timing(state, len(dataset.train_labels))
+    store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
+    result = {
+        "schema": store.SCHEMA,
+        "run_id": run.run_id,
+        "config": run.model_dump(mode="json"),
+        "metrics": summary(curve),
+        "timing": timing,
+        "provenance": {
+            **provenance(run.method, site.device, torch.get_num_threads()),
+            "weights_bytes": folder.weights.stat().st_size,
+        },
+        "curve": curve,
+    }
+    store.write_json(folder.result, result)
+    folder.last.unlink(missing_ok=True)
+    return result
+
+
+def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
+    """The trained network of another run, on the CPU. A student looks for itself, whatever its scheduler promised."""
+    folder = store.run_folder(out, teacher.run_id)
+    reason = weights_fault(folder)
+    if reason:
+        raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
+    net = zoo.build(teacher.arch, datasets.NUM_CLASSES)
+    try:
+        zoo.load_weights(net, folder.weights)
+    except BadInput as error:
+        raise TeacherNotReady(f"teacher {teacher.run_id}: {error}") from None
+    return net
+
+
+def weights_fault(folder: store.RunFolder) -> str | None:
+    """Why a run cannot serve as a teacher yet, or None: it is done and its weights are there, as long as written."""
+    try:
+        result = store.read_result(folder)
+    except store.Damaged as damage:
+        return str(damage)
+    if result is None:
+        return "not done"
+    size = folder.weights.stat().st_size if folder.weights.exists() else 0
+    if size != result.get("provenance", {}).get("weights_bytes", size) or not size:
+        return f"weights.pt is {'cut short' if size else 'missing'}"
+    return None
+
+
+def _evaluate_checkpoint(
+    run: Run, site: Site, dataset: datasets.Dataset
+) -> tuple[nn.Module, list[dict[str, Any]], dict[str, float]]:
+    """A checkpoint is a run whose curve has one row: what its weights give on the test set."""
+    started = time.monotonic()
+    if site.weights is None or not site.weights.exists():
+        raise BadInput(f'weights file "{site.weights}" of {run.run_id} is missing: give the grid its path again')
+    if zoo.sha256(site.weights) != run.params["sha256"]:
+        raise BadInput(f'weights file "{site.weights}" has changed since the grid was read: run the command again')
+    net = zoo.build(run.student, datasets.NUM_CLASSES)
+    zoo.load_weights(net, site.weights)
+    metrics = evaluate(net.to(site.device), dataset)
+    wall_s = round(time.monotonic() - started, 3)
+    row = {
+        "epoch": 0,
+        "top1": metrics.top1,
+        "top5": metrics.top5,
+        "test_loss": metrics.loss,
+        "wall_s": wall_s,
+    }
+    return net, [row], {"train_s": 0.0}
+
+
+def _timing(state: State, images: int) -> dict[str, float]:
+    """Training time over all interruptions, evaluation included."""
+    train_s = state.curve[-1]["wall_s"]
+    return {"train_s": train_s, "images_per_s": round(images * len(state.curve) / train_s, 1)}
+
+
+@lru_cache(maxsize=1)
+def _dataset(data: Data, root: Path | None, device: torch.device) -> datasets.Dataset:
+    """Kept from run to run of one worker: most grids have one data set."""
+    return datasets.load(data, root, device)

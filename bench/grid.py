@@ -1,0 +1,239 @@
+"""Grids: rows x teacher-student pairs x seeds in YAML, expanded into runs and the cells they fill."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+import methods
+import zoo
+from bench import protocol as protocols
+from bench import store, yamlio
+from bench.cells import Cell, TableSpec
+from bench.run import Precision, Run, Teacher, canonical_json
+from methods import Settings, check
+from zoo.errors import BadInput, choose
+
+FOLDER = Path(__file__).parent / "grids"
+
+
+class PairEntry(Settings):
+    """A pair whose teacher's weights come from a file; environment variables in the path are filled in."""
+
+    teacher: str
+    student: str
+    teacher_weights: str
+
+
+class RowEntry(Settings):
+    """A row of its own: a method under another label or with other parameters."""
+
+    method: str
+    label: str | None = None
+    params: dict[str, Any] = {}
+
+
+class GridFile(Settings):
+    """A grid as written."""
+
+    name: str
+    about: str
+    protocol: str
+    pairs: list[str | PairEntry]
+    methods: Literal["all"] | list[str | RowEntry]
+    seeds: PositiveInt | list[NonNegativeInt]  # a count (0, 1, ...) or the seeds themselves
+    teacher_seed: NonNegativeInt = Field(default=0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every run fully resolved and named; nothing has started."""
+
+    name: str
+    protocol: protocols.Protocol
+    runs: Mapping[str, Run]  # by run id, teachers before their students
+    cells: tuple[Cell, ...]
+    pairs: tuple[tuple[str, str], ...]
+    weights: Mapping[str, Path]  # run id of a checkpoint -> its file
+
+    @property
+    def table(self) -> TableSpec:
+        return TableSpec(self.name, self.protocol.name, self.protocol.version, self.pairs, self.cells)
+
+
+def names() -> list[str]:
+    """Grids that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> GridFile:
+    """A grid by name or by the path of a YAML file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('grid', name, names())}.yaml"
+    return check(GridFile, yamlio.read(path, "grid"), f'grid "{path.name}"')
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`--seeds 3` is the seeds 0, 1, 2; `--seeds 0,4` and `--seeds 7,` are these seeds."""
+    if re.fullmatch(r"\d+", text) and int(text) > 0:
+        return list(range(int(text)))
+    if re.fullmatch(r"\d+(,\d+)*,?", text) and "," in text:
+        return [int(part) for part in text.strip(",").split(",")]
+    raise BadInput(f'--seeds "{text}": give a count (3) or a list (0,1,2; a single seed as 7,)')
+
+
+def expand(
+    grid: GridFile,
+    *,
+    protocol: str | None = None,
+    seeds: list[int] | None = None,
+    precision: Precision = "fp32",
+) -> Grid:
+    """Resolve a grid into runs and cells. Raises BadInput for an empty grid, a wrong name, or two equal runs."""
+    recipe = protocols.load(protocol or grid.protocol)
+    wanted_seeds = seeds if seeds is not None else _seeds(grid.seeds)
+    rows = _rows(grid)
+    for kind, entries in (("pairs", grid.pairs), ("methods", rows), ("seeds", wanted_seeds)):
+        if not entries:
+            raise BadInput(f'grid "{grid.name}" is empty: `{kind}` names nothing')
+    if len(set(wanted_seeds)) < len(wanted_seeds):
+        raise BadInput(f"seeds {wanted_seeds}: a seed is given twice; two equal runs say nothing about spread")
+
+    runs: dict[str, Run] = {}
+    weights: dict[str, Path] = {}
+    cells: list[Cell] = []
+    owner: dict[str, str] = {}
+    columns: list[tuple[str, str]] = []
+    for pair in grid.pairs:
+        teacher_run, student, file = _teacher(pair, recipe, grid.teacher_seed, precision)
+        runs.setdefault(teacher_run.run_id, teacher_run)
+        if file:
+            weights[teacher_run.run_id] = file
+        teacher = Teacher(arch=teacher_run.student, run_id=teacher_run.run_id)
+        column = (teacher.arch, student)
+        columns.append(column)
+        cells.append(Cell("Teacher", "teacher", "", teacher_run.method, *column, (teacher_run.run_id,)))
+        for row in rows:
+            cls = methods.get(row.method)
+            given = teacher if cls.uses_teacher else None
+            made = [
+                protocols.resolve(
+                    recipe, row.method, student, seed, teacher=given, params=row.params, precision=precision
+                )
+                for seed in wanted_seeds
+            ]
+            label = row.label or cls.label
+            place = f'"{label}" on {column[0]}-{student}'
+            for run in made:
+                # A plain student or a teacher may serve several pairs; a distilled run belongs to one cell.
+                if cls.uses_teacher and run.run_id in owner:
+                    raise BadInput(
+                        f'grid "{grid.name}" holds the same run twice, as {owner[run.run_id]} and as {place} '
+                        f"(both are {run.run_id}): remove one"
+                    )
+                owner[run.run_id] = place
+                runs.setdefault(run.run_id, run)
+            role = "method" if cls.group else "student"
+            cells.append(Cell(label, role, cls.group, row.method, *column, tuple(run.run_id for run in made)))
+    _no_collision(runs.values())
+    if len(set(columns)) < len(columns):
+        twice = next(pair for pair in columns if columns.count(pair) > 1)
+        raise BadInput(f'grid "{grid.name}" holds the pair {"-".join(twice)} twice: remove one')
+    return Grid(grid.name, recipe, runs, tuple(cells), tuple(columns), weights)
+
+
+def _seeds(seeds: int | list[int]) -> list[int]:
+    return list(range(seeds)) if isinstance(seeds, int) else seeds
+
+
+def _rows(grid: GridFile) -> list[RowEntry]:
+    entries = methods.names() if grid.methods == "all" else grid.methods
+    rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
+    for row in rows:
+        choose(f'method in grid "{grid.name}"', row.method, methods.names())
+    labels = [(row.label or row.method, row.method) for row in rows]
+    for label, method in labels:
+        if sum(label == other for other, _ in labels) > 1:
+            raise BadInput(f'grid "{grid.name}" holds the row "{label}" ({method}) twice: give each a label of its own')
+    # The Student row is what every gain is measured from: it comes first and is never left out.
+    baseline = [row for row in rows if not methods.get(row.method).uses_teacher] or [RowEntry(method="vanilla")]
+    return baseline + [row for row in rows if methods.get(row.method).uses_teacher] if rows else []
+
+
+def _teacher(
+    pair: str | PairEntry, recipe: protocols.Protocol, seed: int, precision: Precision
+) -> tuple[Run, str, Path | None]:
+    """The teacher's run, the student's architecture, and the teacher's file of weights if it has one."""
+    if isinstance(pair, str):
+        teacher, dash, student = pair.partition("-")
+        if not dash:
+            raise BadInput(f'pair "{pair}": write teacher-student, for example resnet56-resnet20')
+    else:
+        teacher, student = pair.teacher, pair.student
+    for arch in (teacher, student):
+        choose("architecture", arch, zoo.architectures())
+    if isinstance(pair, str):
+        return protocols.resolve(recipe, "vanilla", teacher, seed, precision=precision), student, None
+    file = _expand_path(pair.teacher_weights)
+    zoo.load_weights(zoo.build(teacher), file)  # a wrong file is refused before anything starts
+    return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
+
+
+def _expand_path(text: str) -> Path:
+    missing = [name for name in re.findall(r"\$\{?(\w+)\}?", text) if name not in os.environ]
+    if missing:
+        raise BadInput(
+            f'teacher_weights "{text}": the environment variable {missing[0]} is not set: '
+            f"export {missing[0]}=DIR, the folder of the published checkpoints"
+        )
+    return Path(os.path.expandvars(text)).expanduser().resolve()
+
+
+def _no_collision(runs: Iterable[Run]) -> None:
+    """Eight hex digits can collide: then the two runs are shown instead of one silently standing for both."""
+    seen: dict[str, str] = {}
+    for run in runs:
+        text = canonical_json(run.model_dump(mode="json"))
+        if seen.setdefault(run.run_id, text) != text:
+            raise BadInput(f"two different runs share the id {run.run_id}: {seen[run.run_id]} and {text}")
+
+
+KEPT = "plan.json"  # in the results folder: what it was last used for, so that it can be read without the grid file
+
+
+def keep(grid: Grid, out: Path) -> None:
+    """Write the expanded grid beside the results."""
+    store.write_json(
+        out / KEPT,
+        {
+            "grid": grid.name,
+            "protocol": grid.protocol.model_dump(mode="json"),
+            "pairs": grid.pairs,
+            "cells": [asdict(cell) for cell in grid.cells],
+            "runs": {run_id: run.model_dump(mode="json") for run_id, run in grid.runs.items()},
+        },
+    )
+
+
+def read_kept(out: Path) -> Grid | None:
+    """The grid that `keep` wrote, None where there is none; without paths of checkpoints, so only for reading."""
+    where = f'"{out / KEPT}"'
+    try:
+        kept = store.read_json(out / KEPT)
+        if kept is None:
+            return None
+        return Grid(
+            kept["grid"],
+            check(protocols.Protocol, kept["protocol"], where),
+            {run_id: check(Run, run, where) for run_id, run in kept["runs"].items()},
+            tuple(Cell(**{**cell, "run_ids": tuple(cell["run_ids"])}) for cell in kept["cells"]),
+            tuple((teacher, student) for teacher, student in kept["pairs"]),
+            weights={},
+        )
+    except (store.Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{where} cannot be read ({error}): name the grid with --grid") from None

@@ -1,0 +1,132 @@
+"""Protocols: versioned training recipes in YAML, and how one resolves into the settings of a single run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+import methods
+from bench import yamlio
+from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
+from methods import Settings, check
+from zoo.errors import BadInput, choose
+
+FOLDER = Path(__file__).parent / "protocols"
+CHECKPOINT = "checkpoint"  # the method name of a run that takes its weights from a file
+
+
+class MethodRecipe(Settings):
+    """What a protocol says of one method: parameters, parameters per pair, and its own training settings."""
+
+    params: dict[str, Any] = {}
+    pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
+    train: dict[str, Any] = {}
+    views: Literal["weak", "weak+strong", "paired"] | None = None
+
+
+class Protocol(Settings):
+    """A recipe. Numbers of two protocols are never compared without saying so, hence name and version."""
+
+    name: str
+    version: PositiveInt
+    about: str
+    sources: str
+    data: Data
+    train: Train
+    vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
+    methods: dict[str, MethodRecipe]
+
+
+def names() -> list[str]:
+    """Protocols that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@cache
+def load(name: str) -> Protocol:
+    """A protocol by name or by the path of a YAML file; `extends: NAME` inside it starts from another one."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('protocol', name, names())}.yaml"
+    values = _read(path, seen=())
+    protocol = check(Protocol, values, f'protocol "{path.name}"')
+    if path.parent == FOLDER and protocol.name != path.stem:
+        raise BadInput(f'protocol file "{path.name}" calls itself "{protocol.name}": name and file must agree')
+    if path.parent != FOLDER and protocol.name in names():
+        raise BadInput(
+            f'protocol file "{path}" calls itself "{protocol.name}", which comes with the project: rename it'
+        )
+    for method in protocol.methods:
+        choose(f'method in protocol "{protocol.name}"', method, methods.names())
+    return protocol
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise BadInput(f'protocol file "{path}" extends itself: break the circle')
+    values = yamlio.read(path, "protocol")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merge(_read(FOLDER / f"{choose('protocol', base, names())}.yaml", (*seen, path)), values)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping; a list or a null replaces what was there."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def resolve(
+    protocol: Protocol,
+    method: str,
+    student: str,
+    seed: int,
+    *,
+    teacher: Teacher | None = None,
+    params: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+) -> Run:
+    """The run of `method` on a pair under a protocol; `params` replaces single parameters (ablations)."""
+    cls = methods.get(method)
+    recipe = protocol.methods.get(method, MethodRecipe())
+    pair = f"{teacher.arch}-{student}" if teacher else student
+    where = f'protocol "{protocol.name}", method "{method}", pair {pair}'
+    values = {**recipe.params, **recipe.pairs.get(pair, {}), **(params or {})}
+    changes = recipe.train if cls.uses_teacher else {**protocol.vanilla, **recipe.train}
+    train = check(Train, {**protocol.train.model_dump(), **changes}, where)
+    data = protocol.data
+    views = recipe.views or cls.views
+    if views and views != data.views:
+        data = check(Data, {**data.model_dump(), "views": views, "strong": data.strong}, where)
+    return Run(
+        method=method,
+        params=check(cls.Params, values, where).model_dump(mode="json"),
+        student=student,
+        teacher=teacher,
+        data=data,
+        train=train,
+        protocol=ProtocolRef(name=protocol.name, version=protocol.version),
+        precision=precision,
+        seed=seed,
+    )
+
+
+def checkpoint(protocol: Protocol, arch: str, sha256: str, precision: Precision = "fp32") -> Run:
+    """The run that offers published weights as a teacher: it is named by the SHA-256 of the file, not its path."""
+    return Run(
+        method=CHECKPOINT,
+        params={"sha256": sha256},
+        student=arch,
+        teacher=None,
+        data=protocol.data,
+        train=None,
+        protocol=ProtocolRef(name=protocol.name, version=protocol.version),
+        precision=precision,
+        seed=0,
+    )

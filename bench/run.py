@@ -1,0 +1,119 @@
+"""What a run is: a fully resolved, frozen description named by its content. Nothing here trains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from methods import Settings
+
+Precision = Literal["fp32", "tf32", "bf16"]
+Datasets = Literal["cifar100", "embedded-1"]
+
+
+class Strong(Settings):
+    """Strong augmentation: crop and flip, RandAugment, cutout."""
+
+    ops: PositiveInt
+    posterize_bits: tuple[NonNegativeInt, NonNegativeInt] = Field(strict=False)
+
+
+class Data(Settings):
+    """What a run trains on; the test set is always the whole test set."""
+
+    dataset: Datasets
+    train_images: PositiveInt | None  # class-balanced subset of that size; None is the whole training set
+    views: Literal["weak", "weak+strong", "paired"]
+    strong: Strong | None
+
+    @model_validator(mode="after")
+    def _strong_where_used(self) -> Data:
+        if (self.views == "weak") != (self.strong is None):
+            raise ValueError("views 'weak+strong' and 'paired' need a `strong` section, 'weak' has none")
+        return self
+
+
+class Train(Settings):
+    """SGD with a step schedule: the field's optimiser."""
+
+    epochs: PositiveInt
+    batch: PositiveInt
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
+    weight_decay: NonNegativeFloat  # applies to everything trainable, BatchNorm and biases included
+    milestones: tuple[PositiveInt, ...] = Field(strict=False)  # epochs after which the learning rate drops
+    gamma: PositiveFloat
+    grad_clip: PositiveFloat | None  # L2 norm over all gradients; None is off
+
+    @model_validator(mode="after")
+    def _rising_milestones(self) -> Train:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise strictly")
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            raise ValueError(f"milestone {self.milestones[-1]} is never reached in {self.epochs} epochs")
+        return self
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch counted from 1."""
+        return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
+
+
+class ProtocolRef(Settings):
+    name: str
+    version: PositiveInt
+
+
+class Teacher(Settings):
+    """A teacher is another run: trained from labels (`vanilla-...`) or a file of weights (`checkpoint-...`)."""
+
+    arch: str
+    run_id: str
+
+
+class Run(Settings):
+    """Everything that can change a result, and nothing else: no path, device, executor or thread count."""
+
+    method: str  # registered name, or "checkpoint": weights from a file, evaluated and offered as a teacher
+    params: dict[str, Any]
+    student: str
+    teacher: Teacher | None
+    data: Data
+    train: Train | None  # None for a checkpoint
+    protocol: ProtocolRef
+    precision: Precision
+    seed: NonNegativeInt
+
+    @property
+    def run_id(self) -> str:
+        """`<method>-<teacher>-<student>-s<seed>-<hash8>`; without a teacher `vanilla-<arch>-s<seed>-<hash8>`."""
+        parts = [
+            self.method,
+            self.teacher.arch if self.teacher else None,
+            self.student,
+            f"s{self.seed}",
+            self.hash8,
+        ]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def hash8(self) -> str:
+        """First 8 hex digits of the SHA-256 of the canonical JSON of all fields.
+
+        What is None is left out, so that a new optional setting leaves the ids of old runs as they are.
+        """
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude_none=True)).encode()).hexdigest()[:8]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no blanks, no NaN: equal settings give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed from (seed, purpose), independent of method and teacher: what pairs methods seed by seed."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

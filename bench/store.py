@@ -1,0 +1,136 @@
+"""The folder of a run: its files, written so that a crash at any moment leaves each one whole or absent."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1  # of result.json
+
+
+class Damaged(Exception):
+    """A file of a run cannot be read; the message names it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in `OUT/runs/<run_id>/`. State is told from these files alone."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """Written last: it exists exactly when the run is done."""
+        return self.path / "result.json"
+
+    @property
+    def error(self) -> Path:
+        return self.path / "error.json"
+
+    @property
+    def last(self) -> Path:
+        """Resumable checkpoint; removed once the run is done."""
+        return self.path / "last.pt"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+
+def run_folder(out: Path, run_id: str) -> RunFolder:
+    return RunFolder(out / "runs" / run_id)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it and rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_torch(path: Path, value: Any) -> None:
+    buffer = io.BytesIO()  # through memory, so that a full disk is an OSError that says so
+    torch.save(value, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file; Damaged where there is no object in it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{path.name} is damaged (not an object)")
+    return value
+
+
+def read_torch(path: Path) -> dict[str, Any] | None:
+    """Like read_json for tensors and plain containers; never runs code from the file."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # torch raises half a dozen types for a broken file
+        raise Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{path.name} is damaged (not an object)")
+    return value
+
+
+def read_result(folder: RunFolder) -> dict[str, Any] | None:
+    """A valid result, None where there is none, Damaged where it is not this run's or has no finite headline number."""
+    result = read_json(folder.result)
+    if result is None:
+        return None
+    metrics = result.get("metrics")
+    top1 = metrics.get("top1_last") if isinstance(metrics, dict) else None
+    if result.get("run_id") != folder.run_id:
+        raise Damaged(f'result.json belongs to another run ("{result.get("run_id")}")')
+    if isinstance(top1, bool) or not isinstance(top1, (int, float)) or not math.isfinite(top1):
+        raise Damaged("result.json is damaged (no top1_last)")
+    return result
+
+
+def set_aside(path: Path, folder: Path | None = None) -> Path:
+    """Move a file or folder out of the way and keep it: `x` becomes `x.aside-<n>`, in `folder` or where it was."""
+    folder = folder or path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    n = 1
+    while (aside := folder / f"{path.name}.aside-{n}").exists():
+        n += 1
+    os.replace(path, aside)
+    return aside

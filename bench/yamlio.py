@@ -1,0 +1,62 @@
+"""YAML as a person means it: no surprises from YAML 1.1, no silent duplicates, errors in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import BadInput
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that takes only plain decimals for numbers (10:30 and 012 are text, not 630 and 10) and only true and
+    false for booleans, and that refuses a key given twice.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'"{key}" is given twice', key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `kind` ("grid", "protocol") names it in errors."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise BadInput(f'cannot read {kind} file "{path}": {error.strerror}; check the path') from None
+    except UnicodeDecodeError:
+        raise BadInput(f'{kind} file "{path}" is not text: expected YAML in UTF-8') from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise BadInput(f'{kind} file "{path}"{place}: {problem}; correct that line') from None
+    if not isinstance(values, dict):
+        raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see bench/{kind}s/')
+    return values

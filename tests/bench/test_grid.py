@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import methods
+import zoo
+from bench import grid as grids
+from bench.grid import GridFile
+from methods import check
+from tests import tiny
+from zoo.errors import BadInput
+
+
+def grid(**changes) -> GridFile:
+    values = {
+        "name": "g",
+        "about": "",
+        "protocol": "standard",
+        "pairs": ["resnet56-resnet20"],
+        "methods": ["kd"],
+        "seeds": 2,
+    }
+    return check(GridFile, {**values, **changes}, "grid")
+
+
+def test_full_grid_is_the_target_table():
+    full = grids.expand(grids.load("full"))
+    assert full.protocol.name == "streamlined"
+    assert full.pairs == (
+        ("resnet56", "resnet20"),
+        ("resnet110", "resnet32"),
+        ("resnet32x4", "resnet8x4"),
+        ("wrn_40_2", "wrn_16_2"),
+        ("wrn_40_2", "wrn_40_1"),
+        ("vgg13", "vgg8"),
+    )
+    distilled = [name for name in methods.names() if methods.get(name).uses_teacher]
+    # 5 teachers (wrn_40_2 serves two pairs), 3 seeds of 6 students and of every method on every pair
+    assert len(full.runs) == 5 + 3 * 6 + 3 * 6 * len(distilled)
+    rows = [cell.label for cell in full.cells if cell.student == "resnet20"]
+    assert rows[:2] == ["Teacher", "Student"] and len(rows) == 2 + len(distilled)
+
+
+def test_every_student_names_its_teachers_run_and_comes_after_it():
+    full = grids.expand(grids.load("full"))
+    order = list(full.runs)
+    for run_id, run in full.runs.items():
+        assert run.run_id == run_id
+        if run.teacher:
+            assert order.index(run.teacher.run_id) < order.index(run_id)
+            assert full.runs[run.teacher.run_id].student == run.teacher.arch
+
+
+def test_student_row_is_never_left_out_and_a_teacher_may_be_a_student():
+    made = grids.expand(grid(pairs=["vgg13-vgg13"], seeds=[0]))
+    assert sorted(made.runs) == sorted({r for r in made.runs if r.startswith(("vanilla-vgg13", "kd-vgg13-vgg13"))})
+    assert len(made.runs) == 2  # teacher and Student row are the same run
+
+
+def test_rows_with_their_own_parameters():
+    rows = [{"method": "skd_paper", "label": f"λ = {x}", "params": {"tikhonov": x}} for x in (0.1, 1.0)]
+    made = grids.expand(grid(methods=["skd", *rows], seeds=1))
+    assert [cell.label for cell in made.cells if cell.role == "method"] == ["SKD", "λ = 0.1", "λ = 1.0"]
+    assert {run.params["tikhonov"] for run in made.runs.values() if run.method == "skd_paper"} == {0.1, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": []}, "empty"),
+        ({"pairs": []}, "empty"),
+        ({"seeds": []}, "empty"),
+        ({"seeds": [0, 0]}, "twice"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": True}, "seeds"),
+        ({"seeds": "3"}, "seeds"),
+        ({"methods": ["kd", "kd"]}, "twice"),
+        ({"methods": ["kd", {"method": "kd", "label": "again"}]}, "same run twice, as .KD. .*again"),
+        ({"methods": ["kdd"]}, 'did you mean "kd"'),
+        ({"methods": "everything"}, "methods"),
+        ({"methods": [{"method": "kd", "parms": {}}]}, 'did you mean "params"'),
+        ({"pairs": ["resnet56-resnet20", "resnet56-resnet20"]}, "twice"),
+        ({"pairs": ["resnet56"]}, "teacher-student"),
+        ({"pairs": ["resnet55-resnet20"]}, 'did you mean "resnet56"'),
+        ({"protocol": "standart"}, 'did you mean "standard"'),
+        ({"method": ["kd"]}, 'did you mean "methods"'),
+        (
+            {"pairs": [{"teacher": "resnet56", "student": "resnet20", "teacher_weights": "${NO_SUCH_PLACE}/x"}]},
+            "NO_SUCH_PLACE",
+        ),
+        (
+            {"pairs": [{"teacher": "resnet56", "student": "resnet20", "teacher_weights": "none.pth"}]},
+            "none.pth",
+        ),
+    ],
+)
+def test_bad_grids_get_one_line(changes, says):
+    with pytest.raises(BadInput, match=says) as error:
+        grids.expand(grid(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_grid_suggests():
+    with pytest.raises(BadInput, match='did you mean "quick"'):
+        grids.load("quik")
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("0,1,2", [0, 1, 2]), ("7,", [7]), ("5,3", [5, 3])])
+def test_seeds(text, seeds):
+    assert grids.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "a", "1;2", "1,,2", ",", "1.5"])
+def test_bad_seeds(text):
+    with pytest.raises(BadInput, match="--seeds"):
+        grids.parse_seeds(text)
+
+
+def test_checkpoint_teacher_is_named_by_content(tmp_path, monkeypatch):
+    net = zoo.build("resnet8")
+    torch.save({"model": net.state_dict()}, tmp_path / "a.pth")
+    shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+
+    def teacher(file):
+        pair = {"teacher": "resnet8", "student": "resnet8", "teacher_weights": f"${{PLACE}}/{file}.pth"}
+        made = grids.expand(grid(pairs=[pair], protocol=str(tmp_path / "tiny.yaml")))
+        return next(iter(made.runs.values())), made
+
+    tiny.write(tmp_path)
+    (first, made), (second, _) = teacher("a"), teacher("b")
+    assert first.run_id == second.run_id and first.params["sha256"] == zoo.sha256(tmp_path / "a.pth")
+    assert made.weights[first.run_id] == (tmp_path / "a.pth").resolve()
+    student = next(run for run in made.runs.values() if run.method == "kd")
+    assert student.teacher.run_id == first.run_id
+    with torch.no_grad():
+        net.conv1.weight.add_(1)
+    torch.save({"model": net.state_dict()}, tmp_path / "b.pth")
+    assert teacher("b")[0].run_id != first.run_id
+
+
+def test_kept_grid_reads_back_equal(tmp_path):
+    made = grids.expand(grid())
+    grids.keep(made, tmp_path)
+    kept = grids.read_kept(tmp_path)
+    assert (kept.runs, kept.cells, kept.pairs, kept.table) == (made.runs, made.cells, made.pairs, made.table)
+    assert grids.read_kept(tmp_path / "nowhere") is None
+    (tmp_path / grids.KEPT).write_text('{"grid": 3}')
+    with pytest.raises(BadInput, match="--grid"):
+        grids.read_kept(tmp_path)

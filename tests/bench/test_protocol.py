@@ -1,0 +1,121 @@
+"""Protocols: the recipes as their sources state them, extension, and resolution into runs."""
+
+from __future__ import annotations
+
+import pytest
+
+import methods
+from bench import protocol as protocols
+from bench.run import Teacher
+from tests import tiny
+from zoo.errors import BadInput
+
+PAIRS = {
+    "resnet56-resnet20": 2,
+    "resnet110-resnet32": 2,
+    "resnet32x4-resnet8x4": 8,
+    "wrn_40_2-wrn_16_2": 6,
+    "wrn_40_2-wrn_40_1": 6,
+    "vgg13-vgg8": 6,
+}
+
+
+def resolve(name, method, pair="resnet56-resnet20"):
+    teacher, student = pair.split("-")
+    given = Teacher(arch=teacher, run_id="t") if methods.get(method).uses_teacher else None
+    return protocols.resolve(protocols.load(name), method, student, 0, teacher=given)
+
+
+def test_all_load_and_resolve_every_method():
+    assert set(protocols.names()) >= {"standard", "streamlined", "streamlined-revised", "quick", "first-look"}
+    for name in protocols.names():
+        for method in methods.names():
+            for pair in PAIRS:
+                assert resolve(name, method, pair).protocol.name == name
+
+
+def test_published_recipes():
+    """The table of design and facts, typed a second time."""
+    expected = {  # lr, weight decay, epochs of a distilled run; the same of vanilla; views
+        "standard": ((0.05, 5e-4, 240), (0.05, 5e-4, 240), "weak"),
+        "streamlined": ((0.1, 4e-5, 250), (0.1, 5e-4, 240), "weak+strong"),
+        "streamlined-revised": ((0.1, 5e-4, 240), (0.1, 5e-4, 240), "weak+strong"),
+    }
+    for name, (distilled, vanilla, views) in expected.items():
+        for method, wanted in (("kd", distilled), ("vanilla", vanilla)):
+            run = resolve(name, method)
+            assert (run.train.lr, run.train.weight_decay, run.train.epochs) == wanted
+            assert run.train.milestones == (150, 180, 210)
+            assert (run.train.batch, run.train.momentum, run.train.nesterov, run.train.gamma) == (
+                64,
+                0.9,
+                False,
+                0.1,
+            )
+            assert run.data.views == views and run.data.dataset == "cifar100" and run.data.train_images is None
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_dkd_beta_is_per_pair_in_standard_only(pair):
+    assert resolve("standard", "dkd", pair).params["beta"] == PAIRS[pair]
+    assert resolve("streamlined", "dkd", pair).params == {
+        "temperature": 4.0,
+        "ce_weight": 2.0,
+        "alpha": 3.0,
+        "beta": 6.0,
+        "warm_up_epochs": 20,
+        "logit_clamp": 10.0,
+    }
+
+
+def test_first_look_is_standard_on_a_smaller_scale():
+    run, whole = resolve("first-look", "kd"), resolve("standard", "kd")
+    assert run.data.train_images == 5000 and run.train.epochs == 8
+    assert [m * 30 for m in (*run.train.milestones, run.train.epochs)] == [
+        *whole.train.milestones,
+        whole.train.epochs,
+    ]
+    assert run.params == whole.params
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("epochs: 2", "epochs: 0"), "train.epochs"),
+        (("epochs: 2", "epoch: 2"), 'did you mean "epochs"'),
+        (("batch: 32", "batch: 32.5"), "train.batch"),
+        (("batch: 32", "lr: 1e-4"), r"write 0\.0001 \(YAML|YAML reads 1e-4 as text"),
+        (("batch: 32", "nesterov: no"), "train.nesterov"),
+        (("milestones: [1]", "milestones: [2]"), "never reached"),
+        (("milestones: [1]", "milestones: [1, 1]"), "rise"),
+        (("embedded-1", "cifar10"), "data.dataset"),
+        (("train_images: 100", "train_images: -5"), "data.train_images"),
+        (("train_images: 100", "views: paired"), "strong"),
+        (("extends: standard", "extends: standrad"), 'did you mean "standard"'),
+        (("name: tiny", "name: standard"), "comes with the project"),
+        (("dkd:", "ddk:"), 'did you mean "dkd"'),
+        (("version: 1", "version: '1'"), "version"),
+        (("sources: ", "source: "), 'did you mean "sources"'),
+    ],
+)
+def test_bad_protocols_get_one_line(tmp_path, change, says):
+    with pytest.raises(BadInput, match=says) as error:
+        tiny.recipe(tmp_path, tiny.PROTOCOL.replace(*change, 1))
+    assert "\n" not in str(error.value)
+
+
+def test_bad_method_parameters_name_protocol_method_and_key(tmp_path):
+    text = tiny.PROTOCOL.replace("{warm_up_epochs: 1}", "{warm_up_epoch: 1}")
+    with pytest.raises(BadInput, match=r'protocol "tiny", method "dkd".*did you mean "warm_up_epochs"'):
+        tiny.run(tmp_path, "dkd", text=text)
+    with pytest.raises(BadInput, match="temperature"):
+        teacher = Teacher(arch="resnet8", run_id="t")
+        protocols.resolve(tiny.recipe(tmp_path), "kd", "resnet8", 0, teacher=teacher, params={"temperature": "hot"})
+
+
+def test_extension_in_a_circle(tmp_path, monkeypatch):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\nname: {name}\n")
+    monkeypatch.setattr(protocols, "FOLDER", tmp_path)
+    with pytest.raises(BadInput, match="extends itself"):
+        protocols.load("a")
