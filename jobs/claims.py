@@ -1,0 +1,183 @@
+"""Who is doing a run: at most one live process, on a local disk and on a network file system, without file locks.
+
+A claim is a file made with `link`, which is atomic everywhere and fails if the name exists. Taking over a dead
+claim makes the next generation (`claim.json`, `claim.1.json`, ...), so of two that try exactly one succeeds, and a
+claimant that was only asleep sees a higher generation and gives up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_S = 10.0
+STALE_S = 180.0  # without a heartbeat, for a claimant whose process cannot be looked at (another host)
+
+
+class ClaimLost(Exception):
+    """Another process took this run over; what it finds in the folder is its own from now on."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What the newest claim of a run says, and whether its process lives."""
+
+    generation: int
+    alive: bool
+    host: str
+    pid: int
+    progress: dict[str, Any]
+
+
+@dataclass
+class Claim:
+    """A held claim. `beat` keeps it alive (a thread calls it), `check` raises ClaimLost, `release` gives it up."""
+
+    folder: Path
+    generation: int
+    me: dict[str, Any]
+    progress: dict[str, Any] = field(default_factory=dict)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def beat(self) -> None:
+        """Write the heartbeat with the progress so far."""
+        self.check()
+        _replace(_path(self.folder, self.generation), {**self.me, "progress": self.progress})
+
+    def check(self) -> None:
+        if _newest(self.folder) != self.generation:
+            raise ClaimLost(f"{self.folder.name} was taken over by another process")
+
+    def keep_alive(self) -> threading.Thread:
+        """Start the thread that beats until release. A full disk or a lost claim ends the beating, not the process."""
+
+        def run() -> None:
+            while not self._done.wait(HEARTBEAT_S):
+                try:
+                    self.beat()
+                except ClaimLost:
+                    return
+                except OSError:
+                    continue  # the disk may be free again at the next beat
+
+        thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+        thread.start()
+        return thread
+
+    def release(self) -> None:
+        """Remove all generations, our own last: as long as it stands, nobody starts over at a lower one."""
+        self._done.set()
+        if _newest(self.folder) != self.generation:
+            return
+        for generation in range(self.generation + 1):
+            _path(self.folder, generation).unlink(missing_ok=True)
+
+
+def acquire(folder: Path) -> Claim | None:
+    """Claim a run folder (made if missing); None while another live process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = read(folder)
+    if holder and holder.alive:
+        return None
+    claim = Claim(folder, holder.generation + 1 if holder else 0, _identity())
+    temporary = folder / f".claim.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary.write_text(json.dumps({**claim.me, "progress": holder.progress if holder else {}}))
+    try:
+        os.link(temporary, _path(folder, claim.generation))
+    except FileExistsError:
+        return None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return claim
+
+
+def read(folder: Path) -> Holder | None:
+    """The newest claim on a run, or None."""
+    generation = _newest(folder)
+    if generation is None:
+        return None
+    path = _path(folder, generation)
+    try:
+        said = json.loads(path.read_bytes())
+        return Holder(generation, _alive(said, path), said["host"], said["pid"], said.get("progress") or {})
+    except FileNotFoundError:
+        return read(folder)  # released or taken over while we looked
+    except (ValueError, KeyError, TypeError):
+        return Holder(generation, False, "?", 0, {})  # damaged: nobody that beats wrote it
+
+
+def _identity() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+
+
+def _alive(said: dict[str, Any], path: Path) -> bool:
+    if said["host"] == socket.gethostname() and said["boot"] == _boot():
+        started = _started(said["pid"])
+        return started is not None and started == said["started"]
+    return _age_s(path) < STALE_S
+
+
+def _boot() -> str:
+    """Names this boot and process-number space: two containers may share a host name, never both of these."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, so that a reused process number is not taken for it; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return ""
+
+
+def _age_s(path: Path) -> float:
+    """Age of a file by the file system's own clock: the clocks of two hosts need not agree."""
+    probe = path.with_name(f".clock.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+    except OSError:
+        now = time.time()
+    finally:
+        probe.unlink(missing_ok=True)
+    return now - path.stat().st_mtime
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / (f"claim.{generation}.json" if generation else "claim.json")
+
+
+def _newest(folder: Path) -> int | None:
+    found = [re.fullmatch(r"claim(?:\.(\d+))?\.json", name) for name in os.listdir(folder)]
+    return max((int(match[1] or 0) for match in found if match), default=None)
+
+
+def _replace(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

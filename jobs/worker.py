@@ -1,0 +1,214 @@
+"""One worker process: takes runs from standard input, one JSON line each, and answers each with one line.
+
+Its standard input is also its leash: when the driver closes it, or dies, the run in hand is checkpointed and left.
+Everything a run prints goes to that run's log.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import errno
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from bench import experiment, store
+from bench.devices import parse_device
+from bench.run import Run
+from bench.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
+from jobs import claims
+from methods import check
+
+DONE, FAILED, BLOCKED, CLAIMED, STOPPED = "done", "failed", "blocked", "claimed", "stopped"
+
+
+def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str]:
+    """Claim a run, do it, leave its files in order; returns (outcome, one line). Never raises for a failed run."""
+    folder = store.run_folder(site.out, run.run_id)
+    try:
+        claim = claims.acquire(folder.path)
+    except OSError as error:
+        return FAILED, f"cannot write to {folder.path}: {error.strerror}"
+    if claim is None:
+        return CLAIMED, "another process has it"
+    try:
+        with _log(folder.log):
+            return _attempt(run, site, folder, claim, stop)
+    finally:
+        with contextlib.suppress(OSError):
+            claim.release()
+
+
+def _attempt(
+    run: Run, site: experiment.Site, folder: store.RunFolder, claim: claims.Claim, stop: threading.Event
+) -> tuple[str, str]:
+    _say(f"{run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), code in {Path(__file__).parents[1]}")
+    claim.keep_alive()
+    started = time.monotonic()
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        claim.check()
+        claim.progress = {
+            "epoch": row["epoch"],
+            "epochs": run.train.epochs,
+            "top1": row["top1"],
+            "wall_s": round(time.monotonic() - started, 1),
+        }
+        with contextlib.suppress(OSError):  # a full disk must not end a run that may yet finish
+            claim.beat()
+        numbers = "  ".join(f"{key} {value:.6g}" for key, value in row.items())
+        _say(numbers)
+
+    try:
+        _set_damaged_files_aside(folder)
+        done = store.read_result(folder)
+        if done and experiment.weights_fault(folder) is None:
+            return DONE, _headline(done)  # finished by another process while we waited for the claim
+        if store.read_json(folder.error):
+            return FAILED, store.read_json(folder.error).get("message", "")
+        store.write_json(folder.config, run.model_dump(mode="json"))
+        try:
+            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch)
+        except store.Damaged as damage:
+            _say(f"{damage}: set aside, starting again")
+            store.set_aside(folder.last)
+            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch)
+        _say(f"done: top-1 {result['metrics']['top1_last']:.2f}")
+        return DONE, _headline(result)
+    except Stopped:
+        _say("stopped, checkpoint written")
+        return STOPPED, "checkpoint written"
+    except claims.ClaimLost as lost:
+        return CLAIMED, str(lost)
+    except experiment.TeacherNotReady as reason:
+        return BLOCKED, str(reason)
+    except Exception as error:
+        return FAILED, _fail(folder, error)
+
+
+def _headline(result: dict[str, Any]) -> str:
+    return f"top-1 {result['metrics']['top1_last']:.2f}"
+
+
+def _fail(folder: store.RunFolder, error: Exception) -> str:
+    """Write error.json; the line that says what happened, in words a person can act on."""
+    text = str(error).strip() or type(error).__name__
+    message = text.splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        message = f"out of GPU memory: use fewer --slots ({message})"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message = f"disk full while writing {error.filename or folder.path}: make room, then --retry-failed"
+    elif not isinstance(error, (Diverged, ValueError, OSError)):
+        message = f"{type(error).__name__}: {message}"
+    _say(traceback.format_exc())
+    record_failure(folder, message, traceback.format_exc())
+    return message
+
+
+def record_failure(folder: store.RunFolder, message: str, details: str) -> None:
+    """Mark a run as failed; where even that cannot be written the run counts as interrupted."""
+    record = {
+        "run_id": folder.run_id,
+        "message": message,
+        "details": details,
+        "host": socket.gethostname(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    with contextlib.suppress(OSError):
+        store.write_json(folder.error, record)
+
+
+def _set_damaged_files_aside(folder: store.RunFolder) -> None:
+    for path, read in ((folder.result, lambda _: store.read_result(folder)), (folder.error, store.read_json)):
+        try:
+            read(path)
+        except store.Damaged as damage:
+            _say(f"{damage}: set aside as {store.set_aside(path).name}")
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Send everything this process prints, from any library, to the end of a run's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    try:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        os.close(target)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        for descriptor, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def _say(text: str) -> None:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    with contextlib.suppress(OSError):
+        print(f"{stamp}  {text}", flush=True)
+
+
+def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
+    """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
+    stop = threading.Event()
+    waiting: queue.Queue[str | None] = queue.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: (stop.set(), waiting.put(None)))
+
+    def listen() -> None:
+        for line in orders:
+            waiting.put(line)
+        stop.set()
+        waiting.put(None)
+
+    threading.Thread(target=listen, name="orders", daemon=True).start()
+    while not stop.is_set() and (line := waiting.get()):
+        order = json.loads(line)
+        run = check(Run, order["run"], "order")
+        outcome, message = do(run, site_of(order.get("weights")), stop)
+        print(
+            json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message}),
+            file=answers,
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = parse_device(args.device)
+    answers = os.fdopen(os.dup(1), "w")
+
+    def site_of(weights: str | None) -> experiment.Site:
+        torch.set_num_threads(args.threads)  # a resumed run may have changed it
+        file = Path(weights) if weights else None
+        return experiment.Site(args.out, device, args.data, file, args.checkpoint_every_s)
+
+    serve(site_of, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

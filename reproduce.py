@@ -1,0 +1,261 @@
+"""Regenerate a results table of knowledge distillation: `python reproduce.py --grid quick`.
+
+Expands a grid into runs, trains what is missing (teachers first), and writes the table. The same command again
+resumes. Exit status: 0 every selected cell is done, 1 some failed or are blocked, 2 the request is wrong and nothing
+was started, 3 stopped early and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from zoo.errors import BadInput
+
+DONE, INCOMPLETE, BAD_REQUEST, STOPPED_EARLY = 0, 1, 2, 3
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit 2, like every other wrong request."""
+        self.exit(BAD_REQUEST, f"error: {message} (see python reproduce.py --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = _Parser(
+        prog="reproduce.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = made.add_argument_group("what to run")
+    what.add_argument(
+        "--grid",
+        metavar="NAME|FILE",
+        help="a grid of bench/grids/ or a YAML file (default: full; "
+        "with --status and --report the grid that --out was last used for)",
+    )
+    what.add_argument("--protocol", metavar="NAME|FILE", help="another protocol than the grid's")
+    what.add_argument(
+        "--only",
+        metavar="KEY=VALUE,...",
+        nargs="+",
+        default=[],
+        help="cells to run, e.g. method=kd,student=resnet8x4 (keys: method, teacher, student, seed; "
+        "several filters: any may match)",
+    )
+    what.add_argument("--seeds", metavar="N|A,B,...", help="a count (3) or the seeds themselves (0,1,2)")
+    what.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="part of a run's identity")
+    where = made.add_argument_group("where")
+    where.add_argument("--out", metavar="DIR", type=Path, default=Path("results"), help="default: results")
+    where.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        help="folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, downloaded if missing)",
+    )
+    where.add_argument("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda or cuda:N")
+    where.add_argument(
+        "--slots",
+        metavar="N",
+        type=int,
+        help="runs at once per device (default: 1 on a GPU, one a core on a CPU)",
+    )
+    where.add_argument(
+        "--executor",
+        choices=("auto", "local", "slurm"),
+        default="auto",
+        help="auto is local: this version submits nothing to SLURM",
+    )
+    how = made.add_argument_group("how")
+    how.add_argument("--time-budget", metavar="MIN", type=float, help="stop after MIN minutes, with checkpoints")
+    how.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their checkpoints")
+    how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
+    how.add_argument("--no-plots", action="store_true", help="write the tables only")
+    instead = made.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print the plan: counts, a reason per run, cost")
+    instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
+    instead.add_argument("--report", action="store_true", help="write table and plots from files only")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parser().parse_args(arguments)
+    try:
+        return _main(args)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_REQUEST
+    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED_EARLY
+
+
+def _main(args: argparse.Namespace) -> int:
+    from jobs import plan as plans  # torch is slow to import: --help and wrong flags should not wait for it
+
+    _check_arguments(args)
+    grid = _grid(args)
+    plan = plans.make(grid, args.out, args.only)
+    if args.status or args.dry_run:
+        _print_plan(plan, verbose=args.dry_run)
+        return _exit_status(plan) if args.status else DONE
+    if args.report:
+        return _report(plan, args)
+    return _execute(plan, args)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.slots is not None and args.slots < 1:
+        raise BadInput(f"--slots {args.slots}: give at least 1")
+    if args.time_budget is not None and not args.time_budget > 0:
+        raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
+    if args.executor == "slurm":
+        raise BadInput("--executor slurm: this version runs locally only; use --executor local inside an allocation")
+    if args.out.exists() and not args.out.is_dir():
+        raise BadInput(f'--out "{args.out}" is a file: give a folder')
+
+
+def _grid(args: argparse.Namespace):
+    """The grid asked for; for --status and --report without --grid, the one kept in the folder."""
+    from bench import grid as grids
+
+    seeds = grids.parse_seeds(args.seeds) if args.seeds else None
+    if not args.grid and (args.status or args.report):
+        kept = grids.read_kept(args.out)
+        if kept:
+            if args.protocol or seeds is not None:
+                raise BadInput(
+                    "--protocol and --seeds need --grid: without it the plan kept in --out is shown as it is"
+                )
+            return kept
+    return grids.expand(grids.load(args.grid or "full"), protocol=args.protocol, seeds=seeds, precision=args.precision)
+
+
+def _execute(plan, args: argparse.Namespace) -> int:
+    from bench import data, grid
+    from bench.devices import check_precision, parse_device
+    from jobs import local
+    from jobs import plan as plans
+    from jobs.progress import Progress
+
+    device = parse_device(args.device)
+    check_precision(args.precision, device)
+    _check_writable(args.out)
+    if plan.to_do or args.force or args.retry_failed:
+        data.prepare(plan.grid.protocol.data, args.data)
+    if args.force:
+        plans.force(plan, args.out, args.only)
+    if args.retry_failed:
+        plans.retry_failed(plan, args.out)
+    if args.force or args.retry_failed:
+        plan = plans.make(plan.grid, args.out, args.only)
+    grid.keep(plan.grid, args.out)
+    _print_plan(plan, verbose=False)
+    where = local.slots(device, args.slots)
+    progress = Progress(plan, args.out, workers=len(where.devices) * where.per_device)
+    with _stop_signals() as stopped:
+        deadline = time.monotonic() + 60 * args.time_budget if args.time_budget else None
+
+        def should_stop() -> str | None:
+            if stopped.is_set():
+                return "interrupted"
+            return "time budget used up" if deadline and time.monotonic() > deadline else None
+
+        reason = local.execute(plan, args.out, where, data_root=args.data, should_stop=should_stop, progress=progress)
+    progress.finish()
+    plan = plans.make(plan.grid, args.out, args.only)
+    status = _report(plan, args)
+    if reason:
+        print(f"stopped early: {reason}; the same command goes on")
+        return STOPPED_EARLY
+    return status
+
+
+def _report(plan, args: argparse.Namespace) -> int:
+    from bench import report
+
+    try:
+        written = report.write(args.out, plan.grid.table, plan.statuses, plots=not args.no_plots)
+    except OSError as error:
+        raise BadInput(
+            f'cannot write the report to "{args.out}": {error.strerror}; the results are safe in runs/, '
+            "make room or give rights, then --report"
+        ) from None
+    print(report.terminal(plan.grid.table, plan.statuses))
+    tables = [path for path in written if path.parent == args.out]
+    print(
+        f"\nwrote {', '.join(str(path) for path in tables)}"
+        + (f" and {len(written) - len(tables)} plots in {args.out / 'plots'}" if len(written) > len(tables) else "")
+    )
+    return _exit_status(plan)
+
+
+def _exit_status(plan) -> int:
+    """0 if every selected run is done, 1 otherwise."""
+    return DONE if set(plan.counts()) <= {"done"} else INCOMPLETE
+
+
+def _print_plan(plan, *, verbose: bool) -> None:
+    from jobs.plan import cost_flop, measured_flop_per_s
+    from jobs.progress import duration
+
+    counts = plan.counts()
+    print(
+        f'grid "{plan.grid.name}", protocol "{plan.grid.protocol.name}" v{plan.grid.protocol.version}: '
+        f"{len(plan.selected)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+    )
+    for run_id in plan.selected:
+        found = plan.statuses[run_id]
+        if verbose or found.state in ("running", "interrupted", "failed", "blocked"):
+            print(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
+    flop = sum(cost_flop(plan.grid.runs[run_id]) for run_id in plan.to_do)
+    if flop:
+        speed = measured_flop_per_s(plan)
+        guess = (
+            f", about {duration(flop / speed)} one run at a time"
+            if speed
+            else " (no finished run yet to tell the time from)"
+        )
+        print(f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{guess}")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        probe = out / "runs" / f".probe.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f'cannot write to --out "{out}": {error.strerror}; give another folder') from None
+
+
+class _stop_signals:
+    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C is a KeyboardInterrupt again."""
+
+    def __enter__(self) -> threading.Event:
+        self.event = threading.Event()
+        self.old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self.event
+
+    def _ask(self, number: int, frame: object) -> None:
+        if not self.event.is_set():
+            print("\nstopping: workers write their checkpoints (once more to kill them)", flush=True)
+        self.event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
