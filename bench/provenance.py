@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import inspect
 import platform
 import socket
@@ -49,13 +50,9 @@ def _cpu_name() -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    import torchvision
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": torchvision.__version__,
-    }
+    # Asked by name: importing torchvision would cost every worker a second that most runs do not need.
+    torchvision = importlib.metadata.version("torchvision")
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision}
 
 
 @cache

@@ -46,11 +46,15 @@ class Claim:
     me: dict[str, Any]
     progress: dict[str, Any] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # a beat may not write what a release removes
 
     def beat(self) -> None:
         """Write the heartbeat with the progress so far."""
-        self.check()
-        _replace(_path(self.folder, self.generation), {**self.me, "progress": self.progress})
+        with self._lock:
+            if self._done.is_set():
+                return
+            self.check()
+            _replace(_path(self.folder, self.generation), {**self.me, "progress": self.progress})
 
     def check(self) -> None:
         if _newest(self.folder) != self.generation:
@@ -74,11 +78,12 @@ class Claim:
 
     def release(self) -> None:
         """Remove all generations, our own last: as long as it stands, nobody starts over at a lower one."""
-        self._done.set()
-        if _newest(self.folder) != self.generation:
-            return
-        for generation in range(self.generation + 1):
-            _path(self.folder, generation).unlink(missing_ok=True)
+        with self._lock:
+            self._done.set()
+            if _newest(self.folder) != self.generation:
+                return
+            for generation in range(self.generation + 1):
+                _path(self.folder, generation).unlink(missing_ok=True)
 
 
 def acquire(folder: Path) -> Claim | None:

@@ -162,7 +162,7 @@ def _log(path: Path) -> Iterator[None]:
 def _say(text: str) -> None:
     stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     with contextlib.suppress(OSError):
-        print(f"{stamp}  {text}", flush=True)
+        os.write(1, f"{stamp}  {text}\n".encode())
 
 
 def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:

@@ -32,7 +32,8 @@ def check(model: type[S], values: object, where: str) -> S:
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     faults = error.errors(include_url=False)
     # Where a value may have several forms each form complains: the deepest complaint is of the form that was meant.
-    fault = max(faults, key=lambda found: len(found["loc"]))
+    # A misspelt key is also a missing one: the unknown name says more.
+    fault = max(faults, key=lambda found: (len(found["loc"]), found["type"] == "extra_forbidden"))
     *path, key = fault["loc"] or ("value",)
     place = ".".join(str(part) for part in fault["loc"] if not _is_branch(part)) or "value"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

@@ -1,0 +1,309 @@
+"""Results as rows: what each run says (RunRow), what each cell comes to (CellSummary), and as data frames."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+
+from bench.cells import STATES, Cell, RunStatus, TableSpec
+
+DAMAGED = "result.json has no usable metrics.top1_last"
+# Printing order of a table's rows; a group not named here comes last.
+ROLES = ("teacher", "student", "method")
+GROUPS = ("", "feature", "logit", "ours")
+# A cell without a finished run shows the first of these that a run of it is in: what needs a person first.
+UNFINISHED = ("failed", "blocked", "running", "interrupted", "missing")
+# What runs of one cell must share for their mean to mean one thing: (attribute of RunRow, words).
+SHARED = (
+    ("method_sha256", "versions of the method's source"),
+    ("device", "devices"),
+    ("precision", "precisions"),
+    ("protocol", "protocols"),
+    ("data", "data sets"),
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run, flat. Accuracies in percent; what the files do not tell is "" or None."""
+
+    run_id: str
+    state: str
+    reason: str
+    in_table: bool
+    method: str = ""
+    teacher: str = ""
+    student: str = ""
+    seed: int | None = None
+    protocol: str = ""  # name and version, "streamlined v1"
+    data: str = ""
+    precision: str = ""
+    params: str = ""
+    top1_last: float | None = None
+    top1_best: float | None = None
+    best_epoch: int | None = None
+    top5_last: float | None = None
+    test_loss_last: float | None = None
+    epochs: int | None = None
+    train_s: float | None = None
+    device: str = ""
+    python: str = ""
+    torch: str = ""
+    torchvision: str = ""
+    git_commit: str = ""
+    git_dirty: bool | None = None
+    method_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean and sample standard deviation (ddof 1) of the `n` runs that have a number, of `wanted` runs."""
+
+    n: int
+    wanted: int
+    mean: float | None
+    std: float | None  # None below two runs
+
+    @property
+    def complete(self) -> bool:
+        return self.n == self.wanted > 0
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    cell: Cell
+    runs: tuple[RunRow, ...]
+    state: str  # "complete", "partial", or one of UNFINISHED
+    last: Score
+    best: Score
+    mixed: str  # what its finished runs do not share, in words; "" if nothing
+
+    @property
+    def column(self) -> tuple[str, str]:
+        return self.cell.teacher, self.cell.student
+
+    def by_seed(self) -> dict[int, float]:
+        """Last-epoch accuracy of each finished run whose seed is known."""
+        return {run.seed: run.top1_last for run in done(self.runs) if run.seed is not None}
+
+    def gaps(self) -> list[float]:
+        """Best minus last epoch of each finished run that has both."""
+        return [run.top1_best - run.top1_last for run in done(self.runs) if run.top1_best is not None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report prints, in printing order: `lines` maps a table row to its cells by column."""
+
+    spec: TableSpec
+    runs: tuple[RunRow, ...]
+    cells: tuple[CellSummary, ...]
+    pairs: tuple[tuple[str, str], ...]
+    lines: tuple[tuple[CellSummary, ...], ...] = field(repr=False)
+
+
+def done(runs: Iterable[RunRow]) -> list[RunRow]:
+    return [run for run in runs if run.state == "done"]
+
+
+def clean(text: object) -> str:
+    """One printable line: white space runs become one blank, control and format characters go."""
+    line = " ".join(str(text).split())
+    return (
+        line
+        if line.isascii() and line.isprintable()
+        else "".join(char for char in line if unicodedata.category(char)[0] != "C")
+    )
+
+
+def percent(value: float) -> str:
+    """How every accuracy is printed."""
+    return f"{value:.2f}"
+
+
+def signed(value: float) -> str:
+    """How every difference is printed: with its sign, a true minus, and no sign on a zero."""
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def written(score: Score, with_std: bool = True) -> str:
+    """How every mean is printed: no ± for one run, (2/3) where runs are missing, "" where all are."""
+    if score.mean is None:
+        return ""
+    spread = f" ± {percent(score.std)}" if with_std and score.std is not None else ""
+    return percent(score.mean) + spread + ("" if score.complete else f" ({score.n}/{score.wanted})")
+
+
+def collect(spec: TableSpec, runs: Mapping[str, RunStatus]) -> Results:
+    """Read every run once and sum up every cell. Wanted runs that `runs` does not know are missing."""
+    wanted = dict.fromkeys(run_id for cell in spec.cells for run_id in cell.run_ids)
+    absent = {run_id: RunStatus(run_id, "missing", "") for run_id in wanted if run_id not in runs}
+    rows = {run_id: read(status, run_id in wanted) for run_id, status in {**runs, **absent}.items()}
+    cells = tuple(summarise(cell, [rows[i] for i in dict.fromkeys(cell.run_ids)]) for cell in spec.cells)
+    pairs = tuple(dict.fromkeys([*spec.pairs, *(cell.column for cell in cells)]))
+    return Results(spec, tuple(rows.values()), cells, pairs, _lines(cells))
+
+
+def read(status: RunStatus, in_table: bool) -> RunRow:
+    """Flatten one run. A done run without a usable last-epoch accuracy is damaged, and has failed."""
+    state, reason = status.state, clean(status.reason)
+    if state not in STATES:
+        state, reason = "missing", f"unknown state {clean(status.state)}"
+    seed = re.search(r"-s(\d+)-[0-9a-f]{8}$", status.run_id)
+    row = {"run_id": status.run_id, "in_table": in_table, "seed": int(seed[1]) if seed else None}
+    if state != "done":
+        return RunRow(**row, state=state, reason=reason)
+    result = _dict(status.result)
+    metrics, config, provenance = (_dict(result.get(key)) for key in ("metrics", "config", "provenance"))
+    top1_last = _percent(metrics.get("top1_last"))
+    if top1_last is None:
+        state, reason = "failed", DAMAGED
+    versions = _dict(provenance.get("versions"))
+    protocol, data = _dict(config.get("protocol")), _dict(config.get("data"))
+    stated_seed, dirty, curve = whole(config.get("seed")), provenance.get("git_dirty"), result.get("curve")
+    row |= {
+        "method": _text(config.get("method")),
+        "teacher": _text(_dict(config.get("teacher")).get("arch")),
+        "student": _text(config.get("student")),
+        "protocol": " v".join(filter(None, (_text(protocol.get("name")), _text(protocol.get("version"))))),
+        "data": _text(data.get("dataset")) + (f" ({n} images)" if (n := data.get("train_images")) else ""),
+        "precision": _text(config.get("precision")),
+        "params": json.dumps(config["params"], sort_keys=True) if config.get("params") else "",
+        "top1_last": top1_last,
+        "top1_best": _percent(metrics.get("top1_best")),
+        "best_epoch": whole(metrics.get("best_epoch")),
+        "top5_last": _percent(metrics.get("top5_last")),
+        "test_loss_last": number(metrics.get("test_loss_last")),
+        "epochs": len(curve) if isinstance(curve, list) else None,
+        "train_s": number(_dict(result.get("timing")).get("train_s")),
+        "git_dirty": dirty if isinstance(dirty, bool) else None,
+    }
+    row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256")}
+    row |= {name: _text(versions.get(name)) for name in ("python", "torch", "torchvision")}
+    if stated_seed is not None:
+        row["seed"] = stated_seed
+    return RunRow(**row, state=state, reason=reason)
+
+
+def summarise(cell: Cell, runs: list[RunRow]) -> CellSummary:
+    finished, wanted = done(runs), len(runs)
+    last = score([run.top1_last for run in finished], wanted)
+    best = score([run.top1_best for run in finished], wanted)
+    states = {run.state for run in runs}
+    if last.n:
+        state = "complete" if last.complete else "partial"
+    else:
+        state = next((state for state in UNFINISHED if state in states), "missing")
+    return CellSummary(cell, tuple(runs), state, last, best, _mixed(finished))
+
+
+def score(values: Iterable[float | None], wanted: int) -> Score:
+    numbers = [value for value in values if value is not None]
+    n = len(numbers)
+    if not n:
+        return Score(0, wanted, None, None)
+    mean = math.fsum(numbers) / n
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1)) if n > 1 else None
+    return Score(n, wanted, mean, spread)
+
+
+def runs_frame(results: Results) -> pd.DataFrame:
+    """One row per run, the columns of RunRow."""
+    names = [entry.name for entry in fields(RunRow)]
+    frame = pd.DataFrame([[getattr(run, name) for name in names] for run in results.runs], columns=names)
+    return frame.astype({"seed": "Int64", "best_epoch": "Int64", "epochs": "Int64"})
+
+
+def cells_frame(results: Results) -> pd.DataFrame:
+    """One row per cell, in the order of the spec."""
+    rows = []
+    for summary in results.cells:
+        cell, states = summary.cell, [run.state for run in summary.runs]
+        rows.append(
+            {
+                "label": clean(cell.label),
+                "role": cell.role,
+                "group": cell.group,
+                "method": cell.method,
+                "teacher": cell.teacher,
+                "student": cell.student,
+                "state": summary.state,
+                "n": summary.last.n,
+                "wanted": summary.last.wanted,
+                "mean_last": summary.last.mean,
+                "std_last": summary.last.std,
+                "n_best": summary.best.n,
+                "mean_best": summary.best.mean,
+                "std_best": summary.best.std,
+                **{f"n_{state}": states.count(state) for state in UNFINISHED},
+                "mixed": summary.mixed,
+                "reasons": "; ".join(dict.fromkeys(run.reason for run in summary.runs if run.reason)),
+                "run_ids": " ".join(run.run_id for run in summary.runs),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _lines(cells: Sequence[CellSummary]) -> tuple[tuple[CellSummary, ...], ...]:
+    """Cells as table rows: Teacher and Student, then the groups, each in the order of the spec.
+
+    A second cell for the same row and column opens a row of its own, so that none is lost.
+    """
+    groups = [*GROUPS, *(summary.cell.group for summary in cells)]
+    place = {group: i for i, group in reversed(list(enumerate(groups)))}
+    lines: dict[tuple[Any, ...], list[CellSummary]] = {}
+    taken: Counter[tuple[Any, ...]] = Counter()
+    for summary in cells:
+        cell = summary.cell
+        # A teacher may be trained for one pair and read from a file for another: still one row.
+        row = (cell.role, cell.group, cell.label, cell.method if cell.role == "method" else "")
+        taken[row, summary.column] += 1
+        lines.setdefault((row, taken[row, summary.column]), []).append(summary)
+
+    def rank(line: list[CellSummary]) -> tuple[int, int]:
+        return ROLES.index(line[0].cell.role), place[line[0].cell.group]
+
+    return tuple(tuple(line) for line in sorted(lines.values(), key=rank))
+
+
+def _mixed(finished: list[RunRow]) -> str:
+    parts = []
+    for name, words in SHARED:
+        seen = sorted({getattr(run, name) for run in finished})
+        if len(seen) > 1:
+            shown = (value[:8] if name == "method_sha256" else value for value in seen)
+            parts.append(f"{words} ({', '.join(value or 'not recorded' for value in shown)})")
+    return "; ".join(parts)
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return "" if value is None else clean(value)
+
+
+def number(value: object) -> float | None:
+    """The value if it is a finite number, else None."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def whole(value: object) -> int | None:
+    """The value if it is an integer, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _percent(value: object) -> float | None:
+    found = number(value)
+    return None if found is None or not 0 <= found <= 100 else float(found)

@@ -1,0 +1,96 @@
+"""Published top-1 accuracies (published.csv, explained in PUBLISHED.md), looked up by protocol."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bench.cells import Cell
+
+PATH = Path(__file__).with_name("published.csv")
+STATISTICS = ("last", "best", "unstated")
+
+# What a reader must know about a source as a whole; shown wherever its numbers are.
+SOURCE_NOTES: Mapping[str, str] = {
+    "StreamLined README, May 2025": (
+        "The source's heading says ImageNet and its last student VGG13; both are slips of its authors: "
+        "the data set is CIFAR-100 and the student VGG8 (bench/PUBLISHED.md)."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One printed number; `top1` in percent. `seeds` is None where the source does not say."""
+
+    source: str
+    protocol: str
+    statistic: str
+    seeds: int | None
+    teacher: str
+    student: str
+    method: str  # registered method name, or "teacher" / "student" for the baselines
+    top1: float
+    confirmed: bool
+    note: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.teacher, self.student, self.method
+
+
+@dataclass(frozen=True)
+class Reference:
+    """All numbers of one source under one protocol that are the same statistic."""
+
+    source: str
+    statistic: str
+    numbers: Mapping[tuple[str, str, str], Published]
+
+    @property
+    def name(self) -> str:
+        """Unambiguous even where one source prints both statistics."""
+        return f"{self.source} ({self.statistic_words})"
+
+    @property
+    def statistic_words(self) -> str:
+        return "statistic not stated" if self.statistic == "unstated" else f"{self.statistic} epoch"
+
+    def find(self, cell: Cell) -> Published | None:
+        """The number for a cell; baselines go by role, as a teacher may be trained or read from a file."""
+        row = cell.method if cell.role == "method" else cell.role
+        return self.numbers.get((cell.teacher, cell.student, row))
+
+
+@cache
+def load() -> tuple[Published, ...]:
+    """Every row of published.csv, in its order."""
+    texts = ("source", "protocol", "statistic", "teacher", "student", "method")
+    with PATH.open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Published(
+                **{name: row[name] for name in texts},
+                seeds=int(row["seeds"]) if row["seeds"] else None,
+                top1=float(row["top1"]),
+                confirmed=row["confirmed"] == "yes",
+                note=row["note"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def protocols() -> tuple[str, ...]:
+    """Protocols that have published numbers, sorted."""
+    return tuple(sorted({number.protocol for number in load()}))
+
+
+def references(protocol: str) -> tuple[Reference, ...]:
+    """The sources that publish numbers under exactly this protocol, in the order of the file."""
+    by_source: dict[tuple[str, str], dict[tuple[str, str, str], Published]] = {}
+    for number in load():
+        if number.protocol == protocol:
+            by_source.setdefault((number.source, number.statistic), {})[number.key] = number
+    return tuple(Reference(source, statistic, numbers) for (source, statistic), numbers in by_source.items())

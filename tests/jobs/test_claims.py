@@ -1,0 +1,119 @@
+"""Claims: one live process a run; dead ones are taken over, live ones never, and a sleeper gives up."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jobs import claims
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_foreign(folder, *, age_s=0.0, host="another-host", pid=1):
+    folder.mkdir(exist_ok=True)
+    path = folder / "claim.json"
+    path.write_text(json.dumps({"host": host, "boot": "elsewhere", "pid": pid, "started": "1", "progress": {"epoch": 3}}))
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
+def test_held_by_a_live_process(tmp_path):
+    claim = claims.acquire(tmp_path / "run")
+    assert claim is not None and claims.acquire(tmp_path / "run") is None
+    assert claims.read(tmp_path / "run").pid == os.getpid()
+    claim.release()
+    assert os.listdir(tmp_path / "run") == [] and claims.acquire(tmp_path / "run") is not None
+
+
+def test_dead_process_on_this_host_is_taken_over_at_once(tmp_path):
+    claim = claims.acquire(tmp_path / "run")
+    claim.me["pid"] = dead_pid()
+    claim.beat()
+    holder = claims.read(tmp_path / "run")
+    assert not holder.alive
+    mine = claims.acquire(tmp_path / "run")
+    assert mine.generation == 1
+    with pytest.raises(claims.ClaimLost):
+        claim.beat()  # had it only been asleep, it would notice
+    claim.release()  # and its release takes nothing away
+    assert claims.read(tmp_path / "run").alive
+    mine.release()
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_reused_process_number_is_not_taken_for_the_claimant(tmp_path):
+    claim = claims.acquire(tmp_path / "run")
+    claim.me["started"] = "12345"
+    claim.beat()
+    assert not claims.read(tmp_path / "run").alive
+
+
+def test_other_host_lives_by_its_heartbeat(tmp_path):
+    write_foreign(tmp_path / "run", age_s=0.5 * claims.STALE_S)
+    assert claims.read(tmp_path / "run").alive and claims.acquire(tmp_path / "run") is None
+    write_foreign(tmp_path / "run", age_s=1.1 * claims.STALE_S)
+    assert not claims.read(tmp_path / "run").alive and claims.acquire(tmp_path / "run").generation == 1
+
+
+def test_damaged_claim_is_nobodys(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "claim.json").write_text('{"host": ')
+    assert not claims.read(tmp_path / "run").alive
+    assert claims.acquire(tmp_path / "run").generation == 1
+
+
+def test_progress_of_the_dead_is_kept(tmp_path):
+    write_foreign(tmp_path / "run", age_s=10 * claims.STALE_S)
+    assert claims.read(tmp_path / "run").progress == {"epoch": 3}
+    claims.acquire(tmp_path / "run")
+    assert claims.read(tmp_path / "run").progress == {"epoch": 3}
+
+
+def _race(folder, start, won):
+    start.wait()
+    claim = claims.acquire(folder)
+    if claim:
+        won.put(claim.generation)
+        time.sleep(1)  # stay alive, so that the others find a live claim
+
+
+@pytest.mark.parametrize("stale_first", [False, True])
+def test_of_many_exactly_one_gets_it(tmp_path, stale_first):
+    for attempt in range(5):
+        folder = tmp_path / f"run{attempt}"
+        if stale_first:
+            write_foreign(folder, age_s=10 * claims.STALE_S)
+        context = multiprocessing.get_context("fork")
+        start, won = context.Event(), context.Queue()
+        racers = [context.Process(target=_race, args=(folder, start, won)) for _ in range(8)]
+        for racer in racers:
+            racer.start()
+        start.set()
+        for racer in racers:
+            racer.join()
+        assert won.get(timeout=5) == (1 if stale_first else 0)
+        assert won.empty()
+
+
+def test_heartbeat_thread_refreshes_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.05)
+    claim = claims.acquire(tmp_path / "run")
+    os.utime(tmp_path / "run" / "claim.json", (0, 0))
+    thread = claim.keep_alive()
+    deadline = time.monotonic() + 5
+    while (tmp_path / "run" / "claim.json").stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "run" / "claim.json").stat().st_mtime > 0
+    claim.release()
+    thread.join(timeout=5)
+    assert not thread.is_alive() and os.listdir(tmp_path / "run") == []

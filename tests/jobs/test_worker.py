@@ -1,0 +1,170 @@
+"""Workers: SIGKILL at any moment, then again, ends bit for bit as if nothing had happened; failures say why."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import experiment, store
+from bench import protocol as protocols
+from bench.run import Run, Teacher
+from jobs import claims, worker
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+torch.set_num_threads(1)
+
+
+def order(run: Run) -> str:
+    return json.dumps({"run": run.model_dump(mode="json")}) + "\n"
+
+
+def start(out: Path, every_s: float = 0.0) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jobs.worker", "--out", str(out), "--device", "cpu", "--threads", "1",
+               "--checkpoint-every-s", str(every_s)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def teacher_run(tmp_path) -> Run:
+    return tiny.run(tmp_path, "vanilla")
+
+
+def student_run(tmp_path, method: str) -> Run:
+    teacher = Teacher(arch="resnet8", run_id=teacher_run(tmp_path).run_id)
+    return protocols.resolve(tiny.recipe(tmp_path), method, "resnet8", 0, teacher=teacher)
+
+
+def here(out: Path, stop: bool = False) -> tuple[experiment.Site, threading.Event]:
+    event = threading.Event()
+    if stop:
+        event.set()
+    return experiment.Site(out, torch.device("cpu")), event
+
+
+def essence(out: Path, run: Run):
+    """Everything of a result but clocks and places, and the weights."""
+    folder = store.run_folder(out, run.run_id)
+    result = store.read_result(folder)
+    curve = [{key: value for key, value in row.items() if key != "wall_s"} for row in result["curve"]]
+    weights = store.read_torch(folder.weights)["model"]
+    return result["config"], result["metrics"], curve, {name: value.tolist() for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Teacher, vanilla-with-modules (fitnet) and kd results of an undisturbed worker."""
+    tmp_path = tmp_path_factory.mktemp("undisturbed")
+    for run in (teacher_run(tmp_path), student_run(tmp_path, "kd"), student_run(tmp_path, "fitnet")):
+        assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["kd", "fitnet"])
+def test_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed, method):
+    run, chance = student_run(tmp_path, method), random.Random(method)
+    assert worker.do(teacher_run(tmp_path), *here(tmp_path))[0] == worker.DONE
+    folder = store.run_folder(tmp_path, run.run_id)
+    kills = resumed = 0
+    while kills < 4 and not folder.result.exists():
+        process = start(tmp_path)
+        process.stdin.write(order(run))
+        process.stdin.flush()
+        resumed += folder.last.exists()
+        seen = folder.last.stat().st_mtime_ns if folder.last.exists() else 0
+        while process.poll() is None and not folder.result.exists():  # wait for a new checkpoint, then some
+            if folder.last.exists() and folder.last.stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert resumed >= 1
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert essence(tmp_path, run) == essence(undisturbed, run)
+    left = sorted(name for name in os.listdir(folder.path) if not name.endswith(".tmp"))
+    assert left == ["config.json", "log.txt", "result.json", "weights.pt"]
+
+
+def test_end_of_orders_stops_with_a_checkpoint(tmp_path, undisturbed):
+    """The driver died: its end of the pipe closes, the worker writes where it stands and leaves."""
+    run = teacher_run(tmp_path)
+    process = start(tmp_path, every_s=1e9)
+    process.stdin.write(order(run))
+    process.stdin.flush()
+    folder = store.run_folder(tmp_path, run.run_id)
+    while not (folder.log.exists() and "epoch 1 " in folder.log.read_text()):
+        time.sleep(0.01)
+    said, _ = process.communicate(timeout=60)  # closes its input
+    outcome = json.loads(said)["outcome"]
+    assert outcome in (worker.STOPPED, worker.DONE) and process.returncode == 0
+    assert (outcome == worker.STOPPED) == folder.last.exists()
+    assert not list(folder.path.glob("claim*"))
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert essence(tmp_path, run) == essence(undisturbed, run)
+
+
+def test_claimed_done_and_blocked(tmp_path):
+    run = teacher_run(tmp_path)
+    folder = store.run_folder(tmp_path, run.run_id)
+    claim = claims.acquire(folder.path)
+    assert worker.do(run, *here(tmp_path)) == (worker.CLAIMED, "another process has it")
+    claim.release()
+    outcome, message = worker.do(student_run(tmp_path, "kd"), *here(tmp_path))
+    assert outcome == worker.BLOCKED and run.run_id in message and "not done" in message
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    before = folder.result.stat().st_mtime_ns
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert folder.result.stat().st_mtime_ns == before  # done is done
+
+
+def test_damaged_files_are_set_aside_and_said(tmp_path, undisturbed):
+    run = teacher_run(tmp_path)
+    folder = store.run_folder(tmp_path, run.run_id)
+    assert worker.do(run, *here(tmp_path, stop=True))[0] == worker.STOPPED
+    folder.last.write_bytes(folder.last.read_bytes()[:5000])
+    folder.result.write_text('{"run_id": ')
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert {"result.json.aside-1", "last.pt.aside-1"} <= set(os.listdir(folder.path))
+    assert "set aside" in folder.log.read_text()
+    assert essence(tmp_path, run) == essence(undisturbed, run)
+
+
+def test_failure_is_recorded_with_its_reason(tmp_path):
+    text = tiny.PROTOCOL.replace("batch: 32}", "batch: 32, lr: 1.0e+30}")
+    run = tiny.run(tmp_path, "vanilla", text=text)
+    outcome, message = worker.do(run, *here(tmp_path))
+    assert outcome == worker.FAILED and "loss is not finite at epoch 1, step" in message and "ce" in message
+    error = store.read_json(store.run_folder(tmp_path, run.run_id).error)
+    assert error["message"] == message and "Traceback" in error["details"]
+    assert worker.do(run, *here(tmp_path)) == (worker.FAILED, message)  # not tried again unasked
+
+
+def test_broken_teacher_weights_block_and_do_not_fail(tmp_path):
+    run = teacher_run(tmp_path)
+    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    weights = store.run_folder(tmp_path, run.run_id).weights
+    weights.write_bytes(weights.read_bytes()[:100])
+    outcome, message = worker.do(student_run(tmp_path, "kd"), *here(tmp_path))
+    assert outcome == worker.BLOCKED and "weights.pt is cut short" in message
+
+
+def test_result_says_what_and_where(undisturbed):
+    run = student_run(undisturbed, "kd")
+    result = store.read_result(store.run_folder(undisturbed, run.run_id))
+    assert Run.model_validate(json.loads(json.dumps(result["config"]))).run_id == run.run_id
+    assert set(result["metrics"]) == {"top1_last", "top1_best", "best_epoch", "top5_last", "test_loss_last"}
+    assert [row["epoch"] for row in result["curve"]] == [1, 2]
+    assert {"epoch", "lr", "train_loss", "ce", "kd", "top1", "wall_s"} <= set(result["curve"][0])
+    assert result["provenance"]["versions"]["torch"] == torch.__version__
+    assert len(result["provenance"]["method_sha256"]) == 64 and result["provenance"]["device"]

@@ -1,0 +1,431 @@
+"""What the trainer may expect of every method, whichever methods there are; and the registry."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import methods
+import zoo
+from bench import protocol
+from bench.run import Teacher
+from methods import contract
+from zoo import BadInput, Outputs
+
+torch.set_num_threads(1)
+PAIRS = ("resnet20-resnet8", "wrn_16_2-wrn_16_1", "vgg13-vgg8")  # teacher-student
+CLASSES = 100
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two networks, four images in two views, and what the teacher says of them."""
+
+    student: zoo.Net
+    teacher: zoo.Net
+    train_set: methods.TrainSet
+    batch: methods.Batch
+    views: tuple[Tensor, Tensor]
+    teacher_outputs: Outputs
+
+
+@cache
+def scene(pair: str, dtype: torch.dtype = torch.float64) -> Scene:
+    """Shared by the tests, which must leave it as it is: they work on `student_copy`."""
+    torch.manual_seed(0)
+    teacher_arch, student_arch = pair.split("-")
+    student, teacher = zoo.build(student_arch, CLASSES).to(dtype), zoo.build(teacher_arch, CLASSES).to(dtype)
+    for module in teacher.modules():  # a trained teacher's BatchNorms are no identity
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+    teacher.eval().requires_grad_(False)
+    labels = torch.arange(3 * CLASSES) % CLASSES
+    indices = torch.tensor([0, 37, 299, 137])
+    views = tuple(torch.randn(BATCH, 3, 32, 32, dtype=dtype) for _ in range(2))
+    with torch.no_grad():
+        outputs = replace(teacher.outputs(views[0]), strong=teacher.outputs(views[1]))
+    return Scene(
+        student, teacher, methods.TrainSet(labels, CLASSES), methods.Batch(labels[indices], indices), views, outputs
+    )
+
+
+def settings(name: str, pair: str) -> methods.Settings:
+    """A method's parameters on a pair under the standard protocol."""
+    teacher, student = pair.split("-")
+    cls = methods.get(name)
+    trained = Teacher(arch=teacher, run_id=f"vanilla-{teacher}-s0-00000000") if cls.uses_teacher else None
+    run = protocol.resolve(protocol.load("standard"), name, student, 0, teacher=trained)
+    return methods.check(cls.Params, run.params, "test")
+
+
+def make(name: str, pair: str, dtype: torch.dtype = torch.float64, seed: int = 7) -> methods.Method:
+    at = scene(pair, dtype)
+    torch.manual_seed(seed)
+    teacher = at.teacher if methods.get(name).uses_teacher else None
+    return methods.get(name)(settings(name, pair), at.student, teacher, at.train_set).to(dtype).train()
+
+
+def seen_by(net: nn.Module, method: methods.Method, views: tuple[Tensor, Tensor]) -> Outputs:
+    outputs = net.outputs(views[0])
+    return replace(outputs, strong=net.outputs(views[1])) if method.views == "paired" else outputs
+
+
+def teacher_side(method: methods.Method, outputs: Outputs) -> Outputs | None:
+    if not method.uses_teacher:
+        return None
+    return outputs if method.views == "paired" else replace(outputs, strong=None)
+
+
+def mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """`outputs` with every tensor changed."""
+    return Outputs(
+        logits=change(outputs.logits),
+        features=tuple(change(f) for f in outputs.features),
+        preact=tuple(change(p) for p in outputs.preact),
+        last_map=change(outputs.last_map),
+        pooled=change(outputs.pooled),
+        head=outputs.head,
+        strong=mapped(outputs.strong, change) if outputs.strong else None,
+    )
+
+
+def at_epoch(epoch: int) -> methods.Progress:
+    return methods.Progress(torch.tensor(float(epoch)))
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def check_terms(terms: dict[str, Tensor]) -> None:
+    assert terms and all(isinstance(key, str) for key in terms)
+    for key, term in terms.items():
+        assert term.shape == (), key
+        assert torch.isfinite(term), key
+
+
+@cache
+def student_outputs(pair: str, dtype: torch.dtype = torch.float64) -> Outputs:
+    """Outputs of the untouched student without a graph, as constants for tests that need no gradient."""
+    at = scene(pair, dtype)
+    with torch.no_grad():
+        net = copy.deepcopy(at.student)
+        return replace(net.outputs(at.views[0]), strong=net.outputs(at.views[1]))
+
+
+def constant_terms(method: methods.Method, pair: str, epoch: int = 5) -> dict[str, Tensor]:
+    """Terms on constant outputs; what a method draws in a step comes from one and the same generator state."""
+    at = scene(pair)
+    student = student_outputs(pair) if method.views == "paired" else replace(student_outputs(pair), strong=None)
+    torch.manual_seed(11)
+    return method.terms(student, teacher_side(method, at.teacher_outputs), at.batch, at_epoch(epoch))
+
+
+@pytest.fixture(params=methods.names())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def generator() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+# --- every method, every pair ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_step_gives_gradients_to_what_is_trained_and_to_nothing_else(name: str, pair: str) -> None:
+    at, method = scene(pair), make(name, pair)
+    student, teacher_before = copy.deepcopy(at.student), state_of(at.teacher)
+    terms = method.terms(
+        seen_by(student, method, at.views), teacher_side(method, at.teacher_outputs), at.batch, at_epoch(5)
+    )
+    check_terms(terms)
+    torch.stack(list(terms.values())).sum().backward()
+    trained = [*student.named_parameters(), *method.named_parameters()]
+    for parameter, value in trained:
+        assert value.requires_grad and value.grad is not None, parameter
+        assert torch.isfinite(value.grad).all(), parameter
+        if value.ndim > 1:  # a bias in front of a BatchNorm has a gradient of zero
+            assert value.grad.any(), parameter
+    assert not any(value.requires_grad or value.grad is not None for value in at.teacher.parameters())
+    assert same(state_of(at.teacher), teacher_before)
+    own = {id(value) for _, value in method.named_parameters()}
+    assert not own & {id(value) for net in (student, at.student, at.teacher) for value in net.parameters()}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_terms_have_the_same_keys_at_every_step(name: str, pair: str) -> None:
+    method = make(name, pair)
+    first, *others = (constant_terms(method, pair, epoch) for epoch in (1, 2, 40, 240))
+    for terms in (first, *others):
+        check_terms(terms)
+        assert list(terms) == list(first)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_building_looks_at_the_networks_and_leaves_them(name: str, pair: str) -> None:
+    at = scene(pair)
+    nets = copy.deepcopy(at.student).train(), copy.deepcopy(at.teacher).train()
+    before = [state_of(net) for net in nets]
+    method = methods.get(name)(settings(name, pair), *nets, at.train_set)
+    assert all(same(state_of(net), state) for net, state in zip(nets, before, strict=True))
+    assert all(net.training and all(module.training for module in net.modules()) for net in nets)
+    assert not any(net._forward_hooks or net._forward_pre_hooks for part in nets for net in part.modules())
+    assert not any(module in set(nets[0].modules()) | set(nets[1].modules()) for module in method.modules())
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_building_draws_depends_on_the_generator_alone(name: str, pair: str) -> None:
+    at = scene(pair)
+
+    def build(student: nn.Module, teacher: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(seed)
+        method = methods.get(name)(settings(name, pair), student, teacher, at.train_set)
+        return {key: value.detach().clone() for key, value in method.named_parameters()}, torch.get_rng_state()
+
+    drawn, after = build(at.student, at.teacher, seed=3)
+    student, teacher = copy.deepcopy(at.student).eval(), copy.deepcopy(at.teacher).train()
+    with torch.no_grad():
+        for value in (*student.parameters(), *teacher.parameters()):
+            value.uniform_(0.1, 1.0)
+    random.seed(1)
+    np.random.seed(1)
+    again, after_again = build(student, teacher, seed=3)
+    assert same(drawn, again)
+    assert torch.equal(after, after_again)
+    other, _ = build(at.student, at.teacher, seed=4)
+    assert not drawn or not same(drawn, other)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_copy_and_a_restored_state_go_on_alike(name: str, pair: str) -> None:
+    method = make(name, pair)
+    constant_terms(method, pair)  # memories and running statistics have moved
+    twin, restored = copy.deepcopy(method), make(name, pair, seed=8)
+    restored.load_state_dict(method.state_dict())
+    assert same(state_of(twin), state_of(method)) and same(state_of(restored), state_of(method))
+    for _ in range(2):
+        wanted = constant_terms(method, pair)
+        for other in (twin, restored):
+            assert same(wanted, constant_terms(other, pair))
+    assert same(state_of(twin), state_of(method)) and same(state_of(restored), state_of(method))
+
+
+# --- every method, one pair, hard cases -----------------------------------------------------------------------------
+
+
+def test_a_student_that_equals_its_teacher_has_finite_gradients(name: str) -> None:
+    """Nothing left to learn, and two images alike: distances, norms and roots are all at zero."""
+    pair = "resnet8-resnet8"
+    at, method = scene(pair, torch.float32), make(name, pair, torch.float32)
+    views = tuple(view[[0, 1, 1, 2]] for view in at.views)
+    student = copy.deepcopy(at.teacher).requires_grad_(True)
+    with torch.no_grad():
+        teacher = replace(at.teacher.outputs(views[0]), strong=at.teacher.outputs(views[1]))
+    outputs = seen_by(student, method, views)
+    assert torch.equal(outputs.logits, teacher.logits)
+    terms = method.terms(outputs, teacher_side(method, teacher), at.batch, at_epoch(20))
+    check_terms(terms)
+    sum(terms.values()).backward()
+    for parameter, value in (*student.named_parameters(), *method.named_parameters()):
+        assert torch.isfinite(value.grad).all(), parameter
+
+
+def test_very_confident_networks_have_finite_gradients(name: str) -> None:
+    """Logits of +-200 in float32; the two agree on one sample, and neither knows one of the labels."""
+    pair = "resnet20-resnet8"
+    at, method = scene(pair, torch.float32), make(name, pair, torch.float32)
+    sure = torch.full((2, BATCH, CLASSES), -200.0)
+    sure[0, range(BATCH), [0, 1, 2, 3]] = 200.0
+    sure[1, range(BATCH), [0, 37, 99, 4]] = 200.0
+    leaf = sure[0].clone().requires_grad_()
+    student = replace(student_outputs(pair, torch.float32), logits=leaf, strong=None)
+    teacher = replace(at.teacher_outputs, logits=sure[1], strong=None)
+    if method.views == "paired":
+        student, teacher = replace(student, strong=student), replace(teacher, strong=teacher)
+    terms = method.terms(student, teacher if method.uses_teacher else None, at.batch, at_epoch(20))
+    check_terms(terms)
+    sum(terms.values()).backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert all(torch.isfinite(value.grad).all() for value in method.parameters() if value.grad is not None)
+
+
+def test_a_last_batch_of_two_is_a_batch(name: str) -> None:
+    pair = "resnet20-resnet8"
+    at, method = scene(pair), make(name, pair)
+    student = mapped(student_outputs(pair), lambda t: t[:2].clone().requires_grad_())
+    teacher = mapped(at.teacher_outputs, lambda t: t[:2])
+    if method.views != "paired":
+        student = replace(student, strong=None)
+    batch = methods.Batch(at.batch.labels[:2], at.batch.indices[:2])
+    terms = method.terms(student, teacher_side(method, teacher), batch, at_epoch(5))
+    check_terms(terms)
+    sum(terms.values()).backward()
+    assert torch.isfinite(student.logits.grad).all()
+
+
+def test_a_step_runs_under_autocast(name: str) -> None:
+    """As the trainer takes it in bf16: parameters in float32, everything in the forward pass under autocast."""
+    pair = "resnet20-resnet8"
+    at, method = scene(pair, torch.float32), make(name, pair, torch.float32)
+    student = copy.deepcopy(at.student)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            teacher = seen_by(at.teacher, method, at.views)
+        outputs = seen_by(student, method, at.views)
+        assert outputs.logits.dtype == torch.bfloat16
+        terms = method.terms(outputs, teacher_side(method, teacher), at.batch, at_epoch(5))
+    check_terms(terms)
+    torch.stack(list(terms.values())).sum().backward()
+    for parameter, value in (*student.named_parameters(), *method.named_parameters()):
+        assert value.grad.dtype == torch.float32 and torch.isfinite(value.grad).all(), parameter
+
+
+class Watch(TorchDispatchMode):
+    """Refuses every operator that hands a value to Python or whose result's shape follows from values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        tags = set(func.tags)
+        if func is torch.ops.aten.index.Tensor:  # tagged for its boolean masks; an index of integers is fine
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            tags = tags if masks else set()
+        if func is torch.ops.aten._linalg_check_errors.default:
+            tags.add(torch.Tag.data_dependent_output)
+        assert not tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}, f"{func} waits for values"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_asks_no_tensor_for_its_value(name: str) -> None:
+    """No `.item()`, no branch on a tensor, no shape from data, no error check on the host: it can be captured."""
+    method = make(name, PAIRS[0])
+    with Watch():
+        terms = constant_terms(method, PAIRS[0])
+    check_terms(terms)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.linalg.cholesky(x @ x.T),
+        lambda x: x.unique(),
+    ],
+)
+def test_the_watch_sees_what_it_watches_for(step: Callable[[Tensor], Any]) -> None:
+    x = torch.eye(3)
+    with Watch():
+        x[torch.tensor([0, 1]), torch.tensor([1, 2])].softmax(0).median()  # what is fine
+        with pytest.raises(AssertionError, match="waits for values"):
+            step(x)
+
+
+def test_class_attributes(name: str) -> None:
+    cls = methods.get(name)
+    assert cls.name == name and cls.label and "\n" not in cls.label
+    assert cls.group in ("", *methods.GROUPS) and (cls.group or not cls.uses_teacher)
+    assert cls.views in (None, "paired")
+    assert make(name, PAIRS[0]).teacher_mode in ("eval", "train")
+    assert cls.__doc__ and issubclass(cls.Params, methods.Settings)
+
+
+def test_labels_are_told_apart() -> None:
+    labels = [methods.get(name).label for name in methods.names()]
+    assert len(set(labels)) == len(labels)
+
+
+# --- progress and registry ------------------------------------------------------------------------------------------
+
+
+def test_warm_up_is_linear_and_ends_at_one() -> None:
+    factors = [at_epoch(epoch).warm_up(20).item() for epoch in (1, 7, 19, 20, 21, 240)]
+    assert factors == pytest.approx([0.05, 0.35, 0.95, 1, 1, 1], abs=1e-7)
+    assert factors[3:] == [1, 1, 1]
+    assert isinstance(at_epoch(1).warm_up(20), Tensor)  # a number would be frozen into a captured step
+
+
+def test_table_order() -> None:
+    order = ["", *methods.GROUPS]
+    assert methods.GROUPS == ("feature", "logit", "ours")
+    blocks = [order.index(methods.get(name).group) for name in methods.names()]
+    assert blocks == sorted(blocks)
+    rows = [(block, methods.get(name).row) for block, name in zip(blocks, methods.names(), strict=True)]
+    assert rows == sorted(rows)
+    known = ("vanilla", "fitnet", "kd", "dkd", "skd", "skd_paper")
+    assert tuple(name for name in methods.names() if name in known) == known
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("dkdd", "dkd"), ("KD", None), ("fitnets", "fitnet"), ("vanila", "vanilla")]
+)
+def test_an_unknown_name_suggests_the_nearest(wrong: str, near: str | None) -> None:
+    with pytest.raises(BadInput, match=f'unknown method "{wrong}"') as refusal:
+        methods.get(wrong)
+    text = str(refusal.value)
+    assert "\n" not in text and all(known in text for known in methods.names())
+    assert (f'did you mean "{near}"?' in text) if near else True
+
+
+def attributes(**changes: Any) -> dict[str, Any]:
+    full = {"name": "test_only", "label": "Test", "group": "logit", **changes}
+    return {key: value for key, value in full.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (attributes(name=None), "Broken must set name"),
+        (attributes(label=None), "Broken must set label"),
+        (attributes(group=None), "Broken must set group"),
+        (attributes(label=3), "Broken must set label"),
+        (attributes(group="best"), "Broken.group must be one of"),
+        (attributes(name="kd"), 'two methods are called "kd": KD and Broken'),
+    ],
+)
+def test_a_broken_class_is_a_programming_error(given: dict[str, Any], complaint: str) -> None:
+    before = methods.names()
+    with pytest.raises(TypeError, match=complaint):
+        methods.register(type("Broken", (methods.Method,), given))
+    assert methods.names() == before
+
+
+def test_a_subclass_needs_a_name_of_its_own() -> None:
+    with pytest.raises(TypeError, match='two methods are called "kd"'):
+        methods.register(type("Variant", (methods.get("kd"),), {}))
+
+
+def test_a_registered_class_is_found_and_stands_last_in_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "_REGISTRY", dict(contract._REGISTRY))
+    new = type("New", (methods.Method,), attributes(name="a_new_one", group="feature"))
+    assert methods.register(new) is new and methods.get("a_new_one") is new
+    feature = [name for name in methods.names() if methods.get(name).group == "feature"]
+    assert feature[-1] == "a_new_one"
+
+
+def test_a_method_without_terms_says_so() -> None:
+    cls = type("Silent", (methods.Method,), attributes(name="silent"))
+    method = cls(cls.Params(), None, None, None)
+    with pytest.raises(TypeError, match="silent does not define its loss terms"):
+        method.terms(None, None, None, None)
