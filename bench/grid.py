@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 import methods
@@ -16,6 +19,7 @@ import zoo
 from bench import protocol as protocols
 from bench import store, yamlio
 from bench.cells import Cell, TableSpec
+from bench.data import NUM_CLASSES
 from bench.run import Precision, Run, Teacher, canonical_json
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -140,6 +144,8 @@ def expand(
                 runs.setdefault(run.run_id, run)
             role = "method" if cls.group else "student"
             cells.append(Cell(label, role, cls.group, row.method, *column, tuple(run.run_id for run in made)))
+    for run in runs.values():
+        _check_fit(run)
     _no_collision(runs.values())
     if len(set(columns)) < len(columns):
         twice = next(pair for pair in columns if columns.count(pair) > 1)
@@ -178,7 +184,7 @@ def _teacher(
     for arch in (teacher, student):
         choose("architecture", arch, zoo.architectures())
     if isinstance(pair, str):
-        return protocols.resolve(recipe, "vanilla", teacher, seed, precision=precision), student, None
+        return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
     file = _expand_path(pair.teacher_weights)
     zoo.load_weights(zoo.build(teacher), file)  # a wrong file is refused before anything starts
     return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
@@ -192,6 +198,25 @@ def _expand_path(text: str) -> Path:
             f"export {missing[0]}=DIR, the folder of the published checkpoints"
         )
     return Path(os.path.expandvars(text)).expanduser().resolve()
+
+
+def _check_fit(run: Run) -> None:
+    """Build a run's method on networks without storage, so that what does not fit is said before anything starts."""
+    if run.teacher:
+        _build_unstored(run.method, canonical_json(run.params), run.teacher.arch, run.student)
+
+
+@cache
+def _build_unstored(method: str, params: str, teacher: str, student: str) -> None:
+    cls = methods.get(method)
+    where = f'method "{method}" on {teacher}-{student}'
+    networks = (zoo.build_meta(arch, NUM_CLASSES) for arch in (student, teacher))
+    with torch.device("meta"):
+        train_set = methods.TrainSet(torch.zeros(NUM_CLASSES, dtype=torch.int64), NUM_CLASSES)
+        try:
+            cls(check(cls.Params, json.loads(params), where), *networks, train_set)
+        except BadInput as fault:
+            raise BadInput(f"{where}: {fault}") from None
 
 
 def _no_collision(runs: Iterable[Run]) -> None:

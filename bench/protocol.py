@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -20,12 +20,12 @@ CHECKPOINT = "checkpoint"  # the method name of a run that takes its weights fro
 
 
 class MethodRecipe(Settings):
-    """What a protocol says of one method: parameters, parameters per pair, and its own training settings."""
+    """What a protocol says of one method: parameters, parameters per pair, and where it trains differently."""
 
     params: dict[str, Any] = {}
     pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
     train: dict[str, Any] = {}
-    views: Literal["weak", "weak+strong", "paired"] | None = None
+    data: dict[str, Any] = {}
 
 
 class Protocol(Settings):
@@ -38,6 +38,7 @@ class Protocol(Settings):
     data: Data
     train: Train
     vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
+    teachers: dict[str, Any] = {}  # training settings of teachers alone, on top of those
     methods: dict[str, MethodRecipe]
 
 
@@ -89,21 +90,28 @@ def resolve(
     seed: int,
     *,
     teacher: Teacher | None = None,
+    as_teacher: bool = False,
     params: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
 ) -> Run:
-    """The run of `method` on a pair under a protocol; `params` replaces single parameters (ablations)."""
+    """The run of `method` on a pair under a protocol; `params` replaces single parameters (ablations).
+
+    `as_teacher` trains `student` by the protocol's settings for teachers.
+    """
     cls = methods.get(method)
     recipe = protocol.methods.get(method, MethodRecipe())
     pair = f"{teacher.arch}-{student}" if teacher else student
     where = f'protocol "{protocol.name}", method "{method}", pair {pair}'
     values = {**recipe.params, **recipe.pairs.get(pair, {}), **(params or {})}
     changes = recipe.train if cls.uses_teacher else {**protocol.vanilla, **recipe.train}
+    if as_teacher:
+        changes = {**changes, **protocol.teachers}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
-    data = protocol.data
-    views = recipe.views or cls.views
-    if views and views != data.views:
-        data = check(Data, {**data.model_dump(), "views": views, "strong": data.strong}, where)
+    data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
+    if cls.views and cls.views != data.views:
+        raise BadInput(
+            f"{where}: it needs {cls.views} views, not {data.views}: set `data` of the method in the protocol"
+        )
     return Run(
         method=method,
         params=check(cls.Params, values, where).model_dump(mode="json"),

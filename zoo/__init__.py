@@ -3,7 +3,7 @@
 from zoo.checkpoints import load_weights, read_checkpoint, sha256
 from zoo.errors import BadInput, choose
 from zoo.outputs import Net, Outputs
-from zoo.registry import Shapes, architectures, build, count_macs, count_parameters, shapes
+from zoo.registry import Shapes, architectures, build, build_meta, count_macs, count_parameters, shapes
 
 __all__ = [
     "BadInput",
@@ -12,6 +12,7 @@ __all__ = [
     "Shapes",
     "architectures",
     "build",
+    "build_meta",
     "choose",
     "count_macs",
     "count_parameters",

@@ -80,6 +80,7 @@ def test_rows_with_their_own_parameters():
         ({"methods": ["kd", "kd"]}, "twice"),
         ({"methods": ["kd", {"method": "kd", "label": "again"}]}, "same run twice, as .KD. .*again"),
         ({"methods": ["kdd"]}, 'did you mean "kd"'),
+        ({"methods": [{"method": "fitnet", "params": {"hint_layer": 7}}]}, "on resnet56-resnet20: hint_layer 7"),
         ({"methods": "everything"}, "methods"),
         ({"methods": [{"method": "kd", "parms": {}}]}, 'did you mean "params"'),
         ({"pairs": ["resnet56-resnet20", "resnet56-resnet20"]}, "twice"),

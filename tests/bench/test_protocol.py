@@ -119,3 +119,19 @@ def test_extension_in_a_circle(tmp_path, monkeypatch):
     monkeypatch.setattr(protocols, "FOLDER", tmp_path)
     with pytest.raises(BadInput, match="extends itself"):
         protocols.load("a")
+
+
+def test_a_method_may_train_differently_from_its_protocol(tmp_path):
+    text = (
+        tiny.PROTOCOL + "  kd: {train: {lr: 0.01}, data: {views: paired, strong: {ops: 2, posterize_bits: [4, 8]}}}\n"
+    )
+    run, other = tiny.run(tmp_path, "kd", text=text), tiny.run(tmp_path, "fitnet", text=text)
+    assert (run.train.lr, run.data.views, run.data.train_images) == (0.01, "paired", 100)
+    assert (other.train.lr, other.data.views) == (0.05, "weak")
+
+
+def test_teachers_may_train_longer_than_the_student_row(tmp_path):
+    recipe = tiny.recipe(tmp_path, tiny.PROTOCOL + "teachers: {epochs: 5, milestones: [3]}\n")
+    student = protocols.resolve(recipe, "vanilla", "resnet8", 0)
+    teacher = protocols.resolve(recipe, "vanilla", "resnet8", 0, as_teacher=True)
+    assert (student.train.epochs, teacher.train.epochs) == (2, 5) and student.run_id != teacher.run_id
