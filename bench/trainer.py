@@ -103,10 +103,10 @@ class Trainer:
         return values.detach()
 
     def _outputs(self, net: nn.Module, images: Tensor, strong_images: Tensor | None) -> zoo.Outputs:
-        weak = net.outputs(self._input(images))
-        if strong_images is None:
-            return weak
-        return dataclasses.replace(weak, strong=net.outputs(self._input(strong_images)))
+        outputs = net.outputs(self._input(images))
+        strong = None if strong_images is None else self._outputs(net, strong_images, None)
+        # Losses see float32 logits whatever the autocast: in bfloat16 confident samples tie and logarithms are coarse.
+        return dataclasses.replace(outputs, logits=outputs.logits.float(), strong=strong)
 
     def _input(self, images: Tensor) -> Tensor:
         return self.dataset.normalise(images).contiguous(memory_format=self.layout)

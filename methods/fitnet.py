@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.settings import Settings
-from zoo import Outputs, shapes
+from zoo import BadInput, Outputs, shapes
 
 
 def regressor(student_shape: tuple[int, int, int], teacher_shape: tuple[int, int, int]) -> nn.Sequential:
@@ -25,7 +25,7 @@ def regressor(student_shape: tuple[int, int, int], teacher_shape: tuple[int, int
     elif s >= t:
         conv = nn.Conv2d(student_c, teacher_c, kernel_size=1 + s - t)
     else:
-        raise ValueError(f"no hint regressor takes height {s} to {t}")
+        raise BadInput(f"no hint regressor takes height {s} to {t}: choose another hint_layer")
     return nn.Sequential(conv, nn.BatchNorm2d(teacher_c), nn.ReLU())
 
 
@@ -50,6 +50,9 @@ class FitNet(Method):
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         layer = self.params.hint_layer
+        deepest = min(len(shapes(net).features) for net in (student, teacher)) - 1
+        if layer > deepest:
+            raise BadInput(f"hint_layer {layer}: the networks have features 0 to {deepest}; choose one of them")
         # Shapes come from a copy without storage: mdistiller's probing moves the teacher's BatchNorm statistics.
         self.regressor = regressor(shapes(student).features[layer], shapes(teacher).features[layer])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,7 +28,8 @@ def check(model: type[S], values: object, where: str) -> S:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise BadInput(f"{where}: {_first_fault(error, model)}") from None
+        fault = " ".join(_first_fault(error, model).split())  # a line break in the file does not break the line
+        raise BadInput(f"{where}: {fault}") from None
 
 
 def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
@@ -34,43 +37,58 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     # Where a value may have several forms each form complains: the deepest complaint is of the form that was meant.
     # A misspelt key is also a missing one: the unknown name says more.
     fault = max(faults, key=lambda found: (len(found["loc"]), found["type"] == "extra_forbidden"))
-    *path, key = fault["loc"] or ("value",)
-    place = ".".join(str(part) for part in fault["loc"] if not _is_branch(part)) or "value"
+    owner, written = _walk(model, fault["loc"])
+    place = ".".join(written) or "value"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        owner = _model_at(model, path)
-        prefix = "".join(f"{part}." for part in path if not _is_branch(part))
         try:
-            choose("key", str(key), owner.model_fields)
+            choose("key", written[-1], owner.model_fields)
         except BadInput as unknown:
-            return str(unknown).replace(f'"{key}"', f'"{prefix}{key}"', 1) + more
+            return str(unknown).replace(f'"{written[-1]}"', f'"{place}"', 1) + more
     if fault["type"] == "missing":
         return f'"{place}" is missing: add it{more}'
     given = fault["input"]
-    number = _number(given)
-    if number is not None and fault["type"].startswith(("float", "int")):
+    remedy = _number(given, whole=fault["type"].startswith("int"))
+    if remedy and fault["type"].startswith(("float", "int")):
         return (
-            f'"{place}" is the text "{given}", not a number: write {number!r} '
+            f'"{place}" is the text "{given}", not a number: write {remedy} '
             f"(YAML reads 1e-4 as text and 1.0e-4 as a number){more}"
         )
     message = fault["msg"].removeprefix("Value error, ")
     return f'"{place}": {message[:1].lower()}{message[1:]}, got {_short(given)}{more}'
 
 
-def _is_branch(part: object) -> bool:
-    """Pydantic names the branch of a union in the path ("PairEntry", "list[str]"); a person did not write that."""
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int", "float"))
+def _walk(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
+    """The innermost model that a fault's path leads to, and the path without what a person did not write.
 
-
-def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel]:
-    """The nested model that a fault's path leads to: by field, and where a value has several forms by its name."""
-    candidates: list[type[BaseModel]] = []
+    Pydantic puts the form it tried into the path where a value may have several: "PairEntry", "list[...]", "str".
+    """
+    written: list[str] = []
+    forms: list[type[BaseModel]] = []
+    several = False
     for part in path:
         if part in model.model_fields:
-            candidates = list(_models_in(model.model_fields[part].annotation))
-            model = candidates[0] if len(candidates) == 1 else model
-        model = next((candidate for candidate in candidates if candidate.__name__ == part), model)
-    return model
+            annotation = model.model_fields[part].annotation
+            forms = list(_models_in(annotation))
+            several = _has_forms(annotation)
+            model = forms[0] if len(forms) == 1 and not several else model
+            written.append(str(part))
+            continue
+        chosen = next((form for form in forms if several and form.__name__ == part), None)
+        model = chosen or model
+        if not chosen and not (several and _is_form(part)):
+            written.append(str(part))
+    return model, written
+
+
+def _has_forms(annotation: Any) -> bool:
+    """Whether a union of more than one thing and None stands anywhere in an annotation."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    return (get_origin(annotation) in (Union, UnionType) and len(parts) > 1) or any(map(_has_forms, parts))
+
+
+def _is_form(part: int | str) -> bool:
+    return isinstance(part, str) and (part in ("str", "int", "float", "none") or "[" in part)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -80,11 +98,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(part)
 
 
-def _number(text: object) -> float | None:
+def _number(text: object, whole: bool) -> str | None:
+    """How to write in YAML the finite number that a text spells; None if it spells none."""
     try:
-        return float(text) if isinstance(text, str) else None
+        value = float(text) if isinstance(text, str) else math.nan
     except ValueError:
         return None
+    if not math.isfinite(value):
+        return None
+    if whole and value == int(value):
+        return str(int(value))
+    mantissa, e, exponent = repr(value).partition("e")
+    return mantissa + (".0" if e and "." not in mantissa else "") + e + exponent
 
 
 def _short(value: object) -> str:

@@ -37,7 +37,8 @@ def direction_loss(student_logits: Tensor, teacher_logits: Tensor, tikhonov: flo
         covariance = centred.T @ centred / max(rows - 1, 1)
         ridge = tikhonov * torch.eye(rows, dtype=dtype, device=difference.device)
         # cholesky_ex leaves the error flag on the device: `cholesky` would wait for it at every step.
-        factor, _ = torch.linalg.cholesky_ex(covariance + ridge)
+        factor, failed = torch.linalg.cholesky_ex(covariance + ridge)
+        factor = factor.masked_fill(failed > 0, float("nan"))  # lambda too small for the precision: no number at all
         whitened = torch.linalg.solve_triangular(factor, difference.T, upper=False)
         return torch.linalg.vector_norm(whitened, dim=0).mean()
 
@@ -69,7 +70,8 @@ class SKD(Method):
 
     def factors(self, teacher_logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """m1 and m2, from teacher logits (B, C)."""
-        probabilities = teacher_logits.softmax(dim=1)
+        # In half precision a confident teacher's samples tie, and the fractions with them.
+        probabilities = teacher_logits.to(torch.promote_types(teacher_logits.dtype, torch.float32)).softmax(dim=1)
         return below_median(probabilities.amax(dim=1)), below_median(probabilities.sum(dim=0))
 
     def divisor(self, num_classes: int) -> int:

@@ -191,3 +191,53 @@ def test_summary_keeps_last_and_best_apart():
         "top5_last": 90.0,
         "test_loss_last": 1.0,
     }
+
+
+@pytest.fixture
+def demanding():
+    """A method that needs everything the contract offers at once; unregistered afterwards."""
+    from methods import contract
+
+    @contract.register
+    class Demanding(contract.Method):
+        name, label, group, views = "demanding", "Demanding", "feature", "paired"
+        teacher_mode = "train"
+
+        def build(self, student, teacher, train_set):
+            self.connector = nn.Linear(zoo.shapes(student).pooled, 8)
+            self.register_buffer("bank", torch.zeros(len(train_set.labels), 8))
+            self.margins = [bn.weight.detach().abs().sum() for bn in teacher.preact_bn]
+
+        def terms(self, student, teacher, batch, progress):
+            embedded = self.connector(student.pooled)
+            memory = self.bank[batch.indices]
+            self.bank[batch.indices] = 0.5 * memory + 0.5 * embedded.detach()
+            regions = student.head(nn.functional.adaptive_avg_pool2d(student.last_map, 2).flatten(2).mT)
+            return {
+                "views": (student.logits - student.strong.logits - teacher.logits + teacher.strong.logits)
+                .square()
+                .mean(),
+                "bank": (embedded - memory).square().mean() * progress.warm_up(2),
+                "preact": sum((s - t).square().mean() for s, t in zip(student.preact, teacher.preact, strict=True)),
+                "regions": regions.square().mean() * 1e-3,
+            }
+
+    yield
+    del contract._REGISTRY["demanding"]
+
+
+def test_contract_carries_banks_views_and_a_drifting_teacher(tmp_path, demanding):
+    """Memory by sample index, paired views, region maps, teacher in train mode: trained and resumed to the bit."""
+    text = tiny.PROTOCOL + "  demanding: {data: {views: paired, strong: {ops: 2, posterize_bits: [4, 8]}}}\n"
+    run, dataset = tiny.run(tmp_path, "demanding", text=text), tiny.dataset()
+    whole, whole_state = run_to_end(run, tmp_path / "a.pt", dataset)
+    net, state = run_to_end(run, tmp_path / "b.pt", dataset, stop_after=1)
+    assert curve_without_time(state.curve) == curve_without_time(whole_state.curve)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in whole.state_dict().items())
+    made = trainer.Trainer(run, dataset, teacher_net())
+    made.restore(tmp_path / "b.pt")
+    assert made.method.bank.abs().sum() > 0
+    fresh = teacher_net().state_dict()
+    for name, value in made.teacher.state_dict().items():
+        drifted = "running" in name or "num_batches" in name
+        assert torch.equal(value.float(), fresh[name].float()) != drifted, name  # statistics drift, weights never

@@ -1,4 +1,4 @@
-"""What the trainer may expect of every method, whichever methods there are; and the registry."""
+"""What the trainer may expect of every method, whichever methods there are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import methods
 import zoo
 from bench import protocol
 from bench.run import Teacher
-from methods import contract
-from zoo import BadInput, Outputs
+from zoo import Outputs
 
 torch.set_num_threads(1)
 PAIRS = ("resnet20-resnet8", "wrn_16_2-wrn_16_1", "vgg13-vgg8")  # teacher-student
@@ -155,6 +154,7 @@ def generator() -> Iterator[None]:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_step_gives_gradients_to_what_is_trained_and_to_nothing_else(name: str, pair: str) -> None:
     at, method = scene(pair), make(name, pair)
+    assert method.teacher_mode in ("eval", "train")
     student, teacher_before = copy.deepcopy(at.student), state_of(at.teacher)
     terms = method.terms(
         seen_by(student, method, at.views), teacher_side(method, at.teacher_outputs), at.batch, at_epoch(5)
@@ -301,6 +301,24 @@ def test_a_step_runs_under_autocast(name: str) -> None:
         assert value.grad.dtype == torch.float32 and torch.isfinite(value.grad).all(), parameter
 
 
+def test_every_term_pulls_at_the_student(name: str) -> None:
+    """A term that only trains the method's own modules would be no distillation."""
+    pair, leaves = "resnet20-resnet8", []
+
+    def leaf(value: Tensor) -> Tensor:
+        leaves.append(value.clone().requires_grad_())
+        return leaves[-1]
+
+    at, method = scene(pair), make(name, pair)
+    student = mapped(student_outputs(pair), leaf)
+    if method.views != "paired":
+        student = replace(student, strong=None)
+    terms = method.terms(student, teacher_side(method, at.teacher_outputs), at.batch, at_epoch(5))
+    for key, term in terms.items():
+        gradients = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True)
+        assert any(gradient is not None and gradient.any() for gradient in gradients), key
+
+
 class Watch(TorchDispatchMode):
     """Refuses every operator that hands a value to Python or whose result's shape follows from values."""
 
@@ -340,92 +358,3 @@ def test_the_watch_sees_what_it_watches_for(step: Callable[[Tensor], Any]) -> No
         x[torch.tensor([0, 1]), torch.tensor([1, 2])].softmax(0).median()  # what is fine
         with pytest.raises(AssertionError, match="waits for values"):
             step(x)
-
-
-def test_class_attributes(name: str) -> None:
-    cls = methods.get(name)
-    assert cls.name == name and cls.label and "\n" not in cls.label
-    assert cls.group in ("", *methods.GROUPS) and (cls.group or not cls.uses_teacher)
-    assert cls.views in (None, "paired")
-    assert make(name, PAIRS[0]).teacher_mode in ("eval", "train")
-    assert cls.__doc__ and issubclass(cls.Params, methods.Settings)
-
-
-def test_labels_are_told_apart() -> None:
-    labels = [methods.get(name).label for name in methods.names()]
-    assert len(set(labels)) == len(labels)
-
-
-# --- progress and registry ------------------------------------------------------------------------------------------
-
-
-def test_warm_up_is_linear_and_ends_at_one() -> None:
-    factors = [at_epoch(epoch).warm_up(20).item() for epoch in (1, 7, 19, 20, 21, 240)]
-    assert factors == pytest.approx([0.05, 0.35, 0.95, 1, 1, 1], abs=1e-7)
-    assert factors[3:] == [1, 1, 1]
-    assert isinstance(at_epoch(1).warm_up(20), Tensor)  # a number would be frozen into a captured step
-
-
-def test_table_order() -> None:
-    order = ["", *methods.GROUPS]
-    assert methods.GROUPS == ("feature", "logit", "ours")
-    blocks = [order.index(methods.get(name).group) for name in methods.names()]
-    assert blocks == sorted(blocks)
-    rows = [(block, methods.get(name).row) for block, name in zip(blocks, methods.names(), strict=True)]
-    assert rows == sorted(rows)
-    known = ("vanilla", "fitnet", "kd", "dkd", "skd", "skd_paper")
-    assert tuple(name for name in methods.names() if name in known) == known
-
-
-@pytest.mark.parametrize(
-    ("wrong", "near"), [("dkdd", "dkd"), ("KD", None), ("fitnets", "fitnet"), ("vanila", "vanilla")]
-)
-def test_an_unknown_name_suggests_the_nearest(wrong: str, near: str | None) -> None:
-    with pytest.raises(BadInput, match=f'unknown method "{wrong}"') as refusal:
-        methods.get(wrong)
-    text = str(refusal.value)
-    assert "\n" not in text and all(known in text for known in methods.names())
-    assert (f'did you mean "{near}"?' in text) if near else True
-
-
-def attributes(**changes: Any) -> dict[str, Any]:
-    full = {"name": "test_only", "label": "Test", "group": "logit", **changes}
-    return {key: value for key, value in full.items() if value is not None}
-
-
-@pytest.mark.parametrize(
-    ("given", "complaint"),
-    [
-        (attributes(name=None), "Broken must set name"),
-        (attributes(label=None), "Broken must set label"),
-        (attributes(group=None), "Broken must set group"),
-        (attributes(label=3), "Broken must set label"),
-        (attributes(group="best"), "Broken.group must be one of"),
-        (attributes(name="kd"), 'two methods are called "kd": KD and Broken'),
-    ],
-)
-def test_a_broken_class_is_a_programming_error(given: dict[str, Any], complaint: str) -> None:
-    before = methods.names()
-    with pytest.raises(TypeError, match=complaint):
-        methods.register(type("Broken", (methods.Method,), given))
-    assert methods.names() == before
-
-
-def test_a_subclass_needs_a_name_of_its_own() -> None:
-    with pytest.raises(TypeError, match='two methods are called "kd"'):
-        methods.register(type("Variant", (methods.get("kd"),), {}))
-
-
-def test_a_registered_class_is_found_and_stands_last_in_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "_REGISTRY", dict(contract._REGISTRY))
-    new = type("New", (methods.Method,), attributes(name="a_new_one", group="feature"))
-    assert methods.register(new) is new and methods.get("a_new_one") is new
-    feature = [name for name in methods.names() if methods.get(name).group == "feature"]
-    assert feature[-1] == "a_new_one"
-
-
-def test_a_method_without_terms_says_so() -> None:
-    cls = type("Silent", (methods.Method,), attributes(name="silent"))
-    method = cls(cls.Params(), None, None, None)
-    with pytest.raises(TypeError, match="silent does not define its loss terms"):
-        method.terms(None, None, None, None)

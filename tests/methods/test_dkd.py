@@ -76,7 +76,7 @@ def test_oracle_values(alpha: int, beta: int, value: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_two_parts_make_up_the_divergence(temperature: float) -> None:
-    """Per sample T^2 KL(p_t || p_s) = TCKD + (1 - p_t,y) NCKD: equation 7 of the paper."""
+    """Per sample T^2 KL(p_t || p_s) = TCKD + (1 - p_t,y) NCKD: the decomposition that the method starts from."""
     z_s, z_t, labels = random_inputs(6, 8)
     tckd, nckd = decoupled_losses(*(torch.from_numpy(a) for a in (z_s, z_t, labels)), temperature)
     assert tckd.shape == nckd.shape == (6,)
