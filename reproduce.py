@@ -94,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_REQUEST
+    except KeyboardInterrupt:
+        return STOPPED_EARLY
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED_EARLY
@@ -215,7 +217,7 @@ def _print_plan(plan, *, verbose: bool) -> None:
     )
     for run_id in plan.selected:
         found = plan.statuses[run_id]
-        if verbose or found.state in ("running", "interrupted", "failed", "blocked"):
+        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "damaged" in found.reason:
             print(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
     flop = sum(cost_flop(plan.grid.runs[run_id]) for run_id in plan.to_do)
     if flop:

@@ -42,8 +42,9 @@ def evaluate(net: nn.Module, dataset: datasets.Dataset) -> Metrics:
         loss = cross_entropy(logits, labels, reduction="sum")
         total += torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
     net.train(was_training)
-    top1, top5, loss = (total / len(dataset.test_labels)).tolist()
-    return Metrics(100 * top1, 100 * top5, loss)
+    top1, top5, loss = total.tolist()
+    n = len(dataset.test_labels)
+    return Metrics(100 * top1 / n, 100 * top5 / n, loss / n)
 
 
 def main(arguments: list[str] | None = None) -> int:

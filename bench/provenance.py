@@ -64,6 +64,8 @@ def _git() -> tuple[str | None, bool | None]:
         return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout
 
     try:
+        if Path(git("rev-parse", "--show-toplevel").strip()) != folder.parent.resolve():
+            return None, None  # installed somewhere inside another project's checkout
         return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--untracked-files=no").strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None

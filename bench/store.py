@@ -74,6 +74,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: RunFolder) -> None:
+    """Remove what a process killed while writing left half done; only for the one that has claimed the run."""
+    for target in (folder.config, folder.last, folder.weights, folder.result, folder.error):
+        for path in folder.path.glob(f".{target.name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

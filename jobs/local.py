@@ -56,7 +56,7 @@ class _Slot:
     name: str
     command: list[str]
     environment: dict[str, str]
-    answers: queue.Queue[tuple[_Slot, str]]
+    answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]]
     process: subprocess.Popen | None = None
     run_id: str | None = None
 
@@ -81,9 +81,9 @@ class _Slot:
 
     def _listen(self, process: subprocess.Popen) -> None:
         for line in process.stdout:
-            self.answers.put((self, line))
+            self.answers.put((self, process, line))
         process.wait()
-        self.answers.put((self, ""))
+        self.answers.put((self, process, ""))
 
     def close(self) -> None:
         """End of orders: an idle worker leaves, a busy one writes its checkpoint first."""
@@ -102,7 +102,8 @@ class _Queue:
     out: Path
     pending: list[str]
     attempts: dict[str, int] = field(default_factory=dict)
-    elsewhere: set[str] = field(default_factory=set)
+    in_hand: set[str] = field(default_factory=set)  # with our workers
+    elsewhere: set[str] = field(default_factory=set)  # with another process's
 
     def next(self) -> str | None:
         """Take the first run that can start now."""
@@ -116,8 +117,6 @@ class _Queue:
     @property
     def waiting(self) -> set[str]:
         return {*self.pending, *self.elsewhere, *self.in_hand}
-
-    in_hand: set[str] = field(default_factory=set)
 
     def drop_students(self, teacher: str) -> list[str]:
         """Take the students of a failed teacher off the queue."""
@@ -137,7 +136,7 @@ def execute(
 ) -> str | None:
     """Do the plan's runs. Returns None when all are settled, else why it stopped early (`should_stop`'s word)."""
     todo = _Queue(plan.grid, out, plan.to_do)
-    answers: queue.Queue[tuple[_Slot, str]] = queue.Queue()
+    answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]] = queue.Queue()
     team = _team(where, out, data_root, answers)
     looked = 0.0
     reason = None
@@ -156,11 +155,12 @@ def execute(
                 _look_elsewhere(todo, progress)
                 looked = time.monotonic()
             try:
-                slot, line = answers.get(timeout=POLL_S)
+                slot, process, line = answers.get(timeout=POLL_S)
             except queue.Empty:
                 progress.tick()
                 continue
-            _settle(slot, line, todo, progress)
+            if process is slot.process:  # not the late last word of one that has been replaced
+                _settle(slot, line, todo, progress)
     finally:
         _dismiss(team, answers, progress)
     return reason
@@ -263,7 +263,7 @@ def _dismiss(team: list[_Slot], answers: queue.Queue, progress: Progress) -> Non
     try:
         while busy and time.monotonic() < deadline:
             try:
-                slot, line = answers.get(timeout=POLL_S)
+                slot, _, line = answers.get(timeout=POLL_S)
             except queue.Empty:
                 busy = [slot for slot in busy if slot.process.poll() is None]
                 continue

@@ -56,6 +56,7 @@ def _attempt(
     run: Run, site: experiment.Site, folder: store.RunFolder, claim: claims.Claim, stop: threading.Event
 ) -> tuple[str, str]:
     _say(f"{run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), code in {Path(__file__).parents[1]}")
+    store.sweep(folder)
     claim.keep_alive()
     started = time.monotonic()
 

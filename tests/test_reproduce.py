@@ -27,8 +27,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(*arguments, **options) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=ENVIRONMENT, **options)
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+        **options,
+    )
 
 
 def call(*arguments) -> tuple[int, str]:
@@ -164,8 +170,12 @@ def test_time_budget(grid, tmp_path):
 def test_live_line_on_a_terminal(undisturbed, grid, tmp_path):
     """On a terminal a status line is redrawn in place; it is gone at the end."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "--grid", str(grid), "--out", str(tmp_path), "--only", "method=teacher",
-                                "--no-plots"], stdout=follower, stderr=follower, env={**ENVIRONMENT, "COLUMNS": "100"})
+    process = subprocess.Popen(
+        [*COMMAND, "--grid", str(grid), "--out", str(tmp_path), "--only", "method=teacher", "--no-plots"],
+        stdout=follower,
+        stderr=follower,
+        env={**ENVIRONMENT, "COLUMNS": "100"},
+    )
     os.close(follower)
     seen = b""
     while True:
@@ -243,39 +253,45 @@ def test_bad_grid_gets_one_line_and_exit_2(tmp_path, capsys, name):
     refused(capsys, tmp_path, says, "--grid", grid, "--data", tmp_path)
 
 
-@pytest.mark.parametrize(("make", "says"), [
-    (lambda folder: folder / "none.pth", "none.pth"),
-    (lambda folder: weights_of("resnet8", folder / "w.pth"), "looks like resnet8"),
-    (lambda folder: bomb(folder / "w.pth"), "holds code"),
-    (lambda folder: (folder / "w.pth").write_bytes(b"PK\x03\x04junk") and folder / "w.pth", "w.pth"),
-    (lambda folder: folder, "folder|directory"),
-    (lambda folder: "${UNSET_PLACE}/w.pth", "UNSET_PLACE"),
-])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "none.pth", "none.pth"),
+        (lambda folder: weights_of("resnet8", folder / "w.pth"), "looks like resnet8"),
+        (lambda folder: bomb(folder / "w.pth"), "holds code"),
+        (lambda folder: (folder / "w.pth").write_bytes(b"PK\x03\x04junk") and folder / "w.pth", "w.pth"),
+        (lambda folder: folder, "folder|directory"),
+        (lambda folder: "${UNSET_PLACE}/w.pth", "UNSET_PLACE"),
+    ],
+)
 def test_bad_teacher_file_gets_one_line_and_exit_2(tmp_path, capsys, make, says):
     text = tiny.GRID.replace(PAIRS, with_teacher(make(tmp_path)))
     refused(capsys, tmp_path, says, "--grid", tiny.write(tmp_path / "grid", text))
     assert not (tmp_path / "went-off").exists()
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--grid", "quik"], 'did you mean "quick"'),
-    (["--grid", "no/such.yaml"], "no/such.yaml"),
-    (["--grdi", "quick"], "unrecognized arguments"),
-    (["--slots", "0"], "--slots"),
-    (["--slots", "two"], "--slots"),
-    (["--seeds", "a"], "--seeds"),
-    (["--seeds", "1,1"], "twice"),
-    (["--only", "method=kdd"], 'did you mean "kd"'),
-    (["--only", "kd"], "key=value"),
-    (["--time-budget", "-1"], "--time-budget"),
-    (["--time-budget", "nan"], "--time-budget"),
-    (["--device", "tpu"], "choose auto, cpu or cuda"),
-    (["--precision", "fp16"], "--precision"),
-    (["--precision", "tf32", "--device", "cpu"], "tf32"),
-    (["--executor", "slurm"], "slurm"),
-    (["--protocol", "standart"], 'did you mean "standard"'),
-    (["--dry-run", "--status"], "not allowed with"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--grid", "quik"], 'did you mean "quick"'),
+        (["--grid", "no/such.yaml"], "no/such.yaml"),
+        (["--grdi", "quick"], "unrecognized arguments"),
+        (["--slots", "0"], "--slots"),
+        (["--slots", "two"], "--slots"),
+        (["--seeds", "a"], "--seeds"),
+        (["--seeds", "1,1"], "twice"),
+        (["--only", "method=kdd"], 'did you mean "kd"'),
+        (["--only", "kd"], "key=value"),
+        (["--time-budget", "-1"], "--time-budget"),
+        (["--time-budget", "nan"], "--time-budget"),
+        (["--device", "tpu"], "choose auto, cpu or cuda"),
+        (["--precision", "fp16"], "--precision"),
+        (["--precision", "tf32", "--device", "cpu"], "tf32"),
+        (["--executor", "slurm"], "slurm"),
+        (["--protocol", "standart"], 'did you mean "standard"'),
+        (["--dry-run", "--status"], "not allowed with"),
+    ],
+)
 def test_bad_arguments_get_one_line_and_exit_2(tmp_path, capsys, arguments, says):
     given = [] if "--grid" in arguments else ["--grid", tiny.write(tmp_path / "grid")]
     refused(capsys, tmp_path, says, *given, *arguments)
@@ -323,6 +339,11 @@ def test_truncated_result_is_set_aside_and_done_again(undisturbed, grid, tmp_pat
 
 def test_output_into_a_closed_pipe(undisturbed, grid):
     """`reproduce.py --dry-run | head -1` ends without a traceback."""
-    process = subprocess.run(f"{sys.executable} {ROOT / 'reproduce.py'} --grid full --dry-run | head -1", shell=True,
-                             capture_output=True, text=True, env=ENVIRONMENT)
+    process = subprocess.run(
+        f"{sys.executable} {ROOT / 'reproduce.py'} --grid full --dry-run | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
     assert "Traceback" not in process.stderr and "BrokenPipe" not in process.stderr

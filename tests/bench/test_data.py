@@ -40,7 +40,9 @@ def test_concatenated_copies_are_shuffled_together():
     assert epoch.strong_images is None and len(epoch.images) == 160
     weak = datasets.augmented_epoch(dataset, settings(), seed=0, epoch=1)
     weak_of = dict(zip(weak.indices.tolist(), weak.images, strict=True))
-    is_weak = torch.tensor([torch.equal(image, weak_of[i]) for i, image in zip(epoch.indices.tolist(), epoch.images)])
+    is_weak = torch.tensor(
+        [torch.equal(image, weak_of[i]) for i, image in zip(epoch.indices.tolist(), epoch.images, strict=True)]
+    )
     assert 80 <= int(is_weak.sum()) < 90  # a strong copy may come out like its weak one, rarely
     assert 20 < int(is_weak[:80].sum()) < 60
 
@@ -61,7 +63,8 @@ def test_paired_views_are_of_the_same_images():
 def test_epochs_and_seeds_differ_and_repeat():
     dataset = tiny.dataset(80)
     same, again, other_epoch, other_seed = (
-        datasets.augmented_epoch(dataset, settings("paired"), seed, epoch) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))
+        datasets.augmented_epoch(dataset, settings("paired"), seed, epoch)
+        for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))
     )
     for name in ("images", "strong_images", "labels", "indices"):
         assert torch.equal(getattr(same, name), getattr(again, name))
@@ -74,8 +77,9 @@ def test_normalisation_is_torchvisions():
 
     dataset = tiny.dataset(8)
     mean, std = datasets.CIFAR100_MEAN, datasets.CIFAR100_STD
-    dataset = datasets.Dataset(*list(vars(dataset).values())[:4], torch.tensor(mean).view(1, 3, 1, 1),
-                               torch.tensor(std).view(1, 3, 1, 1))
+    dataset = datasets.Dataset(
+        *list(vars(dataset).values())[:4], torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+    )
     ours = dataset.normalise(dataset.train_images)
     for image, mine in zip(dataset.train_images, ours, strict=True):
         theirs = functional.normalize(functional.to_tensor(image.permute(1, 2, 0).numpy()), mean, std)
@@ -133,7 +137,10 @@ def test_real_cifar100():
     for i in (0, 1, 777, 49_999):
         image, label = split[i]
         assert int(whole.train_labels[i]) == label
-        assert whole.train_images[i].permute(1, 2, 0).tolist() == torch.tensor(list(image.getdata())).view(32, 32, 3).tolist()
+        assert (
+            whole.train_images[i].permute(1, 2, 0).tolist()
+            == torch.tensor(list(image.getdata())).view(32, 32, 3).tolist()
+        )
     pixels = whole.train_images.float().div(255)
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(datasets.CIFAR100_MEAN), atol=5e-4)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(datasets.CIFAR100_STD), atol=2e-3)

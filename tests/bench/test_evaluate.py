@@ -43,8 +43,19 @@ def test_metrics_are_plain_counts(monkeypatch):
 @pytest.mark.parametrize("arch", MEASURED)
 def test_published_checkpoints(arch):
     weights = Path(os.environ["KD_WEIGHTS"]) / "streamlined" / f"{arch}.pth"
-    command = [sys.executable, "-m", "bench.evaluate", "--arch", arch, "--weights", weights, "--device", "cpu",
-               "--data", os.environ["CIFAR100_ROOT"]]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.evaluate",
+        "--arch",
+        arch,
+        "--weights",
+        weights,
+        "--device",
+        "cpu",
+        "--data",
+        os.environ["CIFAR100_ROOT"],
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert float(re.search(r"top-1 ([\d.]+)", said)[1]) == pytest.approx(MEASURED[arch], abs=0.02)
 

@@ -27,7 +27,7 @@ def test_writing_is_all_or_nothing(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\x00\x00", '{"a": 1'])
 def test_damaged_json_is_told_from_absent(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(store.Damaged, match="x.json"):
+    with pytest.raises(store.Damaged, match=r"x.json"):
         store.read_json(tmp_path / "x.json")
     assert store.read_json(tmp_path / "y.json") is None
 
@@ -55,13 +55,16 @@ def test_no_code_runs_from_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "bomb-went-off").exists()
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"run_id": "other"}, "another run"),
-    ({"metrics": {}}, "top1_last"),
-    ({"metrics": None}, "top1_last"),
-    ({"metrics": {"top1_last": "71"}}, "top1_last"),
-    ({"metrics": {"top1_last": True}}, "top1_last"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"run_id": "other"}, "another run"),
+        ({"metrics": {}}, "top1_last"),
+        ({"metrics": None}, "top1_last"),
+        ({"metrics": {"top1_last": "71"}}, "top1_last"),
+        ({"metrics": {"top1_last": True}}, "top1_last"),
+    ],
+)
 def test_invalid_results_count_as_damaged(tmp_path, change, says):
     folder = store.RunFolder(tmp_path / "run-a")
     folder.path.mkdir()

@@ -23,7 +23,9 @@ def dead_pid() -> int:
 def write_foreign(folder, *, age_s=0.0, host="another-host", pid=1):
     folder.mkdir(exist_ok=True)
     path = folder / "claim.json"
-    path.write_text(json.dumps({"host": host, "boot": "elsewhere", "pid": pid, "started": "1", "progress": {"epoch": 3}}))
+    path.write_text(
+        json.dumps({"host": host, "boot": "elsewhere", "pid": pid, "started": "1", "progress": {"epoch": 3}})
+    )
     os.utime(path, (time.time() - age_s,) * 2)
 
 

@@ -17,7 +17,9 @@ from zoo.errors import BadInput
 
 @pytest.fixture
 def grid(tmp_path):
-    text = tiny.GRID.replace("[resnet8-resnet8]", "[resnet20-resnet8, wrn_16_2-resnet8]").replace("seeds: 1", "seeds: 2")
+    text = tiny.GRID.replace("[resnet8-resnet8]", "[resnet20-resnet8, wrn_16_2-resnet8]").replace(
+        "seeds: 1", "seeds: 2"
+    )
     return grids.expand(grids.load(str(tiny.write(tmp_path / "grid", text))))
 
 
@@ -34,7 +36,9 @@ def finish(out, run_id, top1=50.0):
     folder = store.run_folder(out, run_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.weights.write_bytes(b"1234")
-    store.write_json(folder.result, {"run_id": run_id, "metrics": {"top1_last": top1}, "provenance": {"weights_bytes": 4}})
+    store.write_json(
+        folder.result, {"run_id": run_id, "metrics": {"top1_last": top1}, "provenance": {"weights_bytes": 4}}
+    )
 
 
 def fail(out, run_id):
@@ -56,8 +60,15 @@ def test_states_and_reasons(grid, out):
     teacher, other = find(grid, "vanilla-resnet20"), find(grid, "vanilla-wrn_16_2")
     finish(out, teacher)
     fail(out, other)
-    done, running, interrupted, damaged = (find(grid, start) for start in (
-        "kd-resnet20-resnet8-s0", "kd-resnet20-resnet8-s1", "fitnet-resnet20-resnet8-s0", "fitnet-resnet20-resnet8-s1"))
+    done, running, interrupted, damaged = (
+        find(grid, start)
+        for start in (
+            "kd-resnet20-resnet8-s0",
+            "kd-resnet20-resnet8-s1",
+            "fitnet-resnet20-resnet8-s0",
+            "fitnet-resnet20-resnet8-s1",
+        )
+    )
     finish(out, done, 61.0)
     claims.acquire(store.run_folder(out, running).path)
     store.run_folder(out, interrupted).path.mkdir()
@@ -101,14 +112,17 @@ def test_only(grid, out):
     assert set(chosen("method=kd", "method=fitnet")) == {*chosen("method=kd"), *chosen("method=fitnet")}
 
 
-@pytest.mark.parametrize(("only", "says"), [
-    ("method=kdd", 'did you mean "kd"'),
-    ("methods=kd", 'did you mean "method"'),
-    ("kd", "key=value"),
-    ("student=resnet56", "unknown student"),
-    ("seed=7", "unknown seed"),
-    ("method=dkd", "no run of grid"),
-])
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("method=kdd", 'did you mean "kd"'),
+        ("methods=kd", 'did you mean "method"'),
+        ("kd", "key=value"),
+        ("student=resnet56", "unknown student"),
+        ("seed=7", "unknown seed"),
+        ("method=dkd", "no run of grid"),
+    ],
+)
 def test_bad_only_gets_one_line(grid, out, only, says):
     with pytest.raises(BadInput, match=says) as error:
         plans.make(grid, out, [only])
@@ -137,6 +151,11 @@ def test_retry_and_force_lose_nothing(grid, out):
 def test_cost_counts_forward_teacher_and_three_students(grid):
     run = grid.runs[find(grid, "kd-resnet20-resnet8")]
     # MACs by hand: resnet20 40.82 M (published), resnet8 = stem + 3 stages
-    resnet8 = 9 * 1024 * 3 * 16 + 2 * 9 * 1024 * 16 * 16 + 256 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) \
-        + 64 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64) + 6400
+    resnet8 = (
+        9 * 1024 * 3 * 16
+        + 2 * 9 * 1024 * 16 * 16
+        + 256 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
+        + 64 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64)
+        + 6400
+    )
     assert plans.cost_flop(run) == pytest.approx(2 * (40.82e6 + 3 * resnet8) * 100 * 2, rel=1e-3)

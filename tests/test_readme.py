@@ -1,0 +1,106 @@
+"""What the README says is run: its commands, its example of a new method, and the names it gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import methods
+from bench import grid as grids
+from bench import protocol as protocols
+from zoo import architectures, build
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+SETUP = ["pip install -e . && python reproduce.py --grid quick", "pip install -e '.[test]' && pytest"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def python(line: str, *more: str) -> subprocess.CompletedProcess:
+    """Run a README line with this interpreter, from the project's folder."""
+    program, *arguments = shlex.split(line)
+    assert program == "python"
+    return subprocess.run(
+        [sys.executable, *arguments, *more], cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT
+    )
+
+
+def test_set_up_lines_stand_as_promised():
+    assert LINES[:2] == SETUP
+    assert all(line.startswith("python ") for line in LINES[2:]) and len(LINES) > 8
+
+
+def test_quick_makes_a_table_with_every_teacher_above_its_student(tmp_path):
+    """The main job of the first line, whole, after its `pip install`."""
+    done = python("python reproduce.py --grid quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "table.md").read_text()
+
+    def row(label):
+        line = re.search(rf"^\| {label} .*$", table, re.M)[0]
+        return [float(re.search(r"[\d.]+", cell)[0]) for cell in line.strip("| ").split("|")[1:]]
+
+    teachers, students = row("Teacher"), row("Student")
+    assert len(teachers) >= 2
+    assert all(teacher > student for teacher, student in zip(teachers, students, strict=True)), table
+    for kind in ("png", "pdf"):
+        assert len(list((tmp_path / "plots").glob(f"*.{kind}"))) >= 2
+    # nothing is left to do, and the files alone tell so
+    assert python("python reproduce.py --status", "--out", str(tmp_path)).returncode == 0
+
+
+@pytest.mark.parametrize("line", [line for line in LINES[2:] if "reproduce.py" in line and "--grid" in line])
+def test_grid_commands_are_understood(tmp_path, line):
+    said = python(line, "--out", str(tmp_path), *([] if "--dry-run" in line else ["--dry-run"]))
+    assert said.returncode == 0, said.stderr
+    assert "to do: " in said.stdout
+
+
+def test_evaluate_command(tmp_path):
+    import torch
+
+    line = next(line for line in LINES if "bench.evaluate" in line)
+    torch.save(build("resnet56").state_dict(), tmp_path / "resnet56.pth")
+    data = os.environ.get("CIFAR100_ROOT", str(tmp_path))
+    said = python(line.replace("resnet56.pth", str(tmp_path / "resnet56.pth")).replace("DIR", data))
+    if "CIFAR100_ROOT" in os.environ:
+        assert said.returncode == 0 and "10,000 test images" in said.stdout
+    else:
+        assert said.returncode == 2 and "cifar-100-python" in said.stderr
+
+
+def test_example_method_is_one_file_and_a_row(tmp_path):
+    """The README's example, dropped into a copy of the project, is a row of `--grid quick` without another edit."""
+    name, code = re.search(r"```python\n# (methods/\w+\.py)\n(.*?)```", README, re.S).groups()
+    assert len(code.strip().splitlines()) <= 25
+    for part in ("bench", "jobs", "methods", "zoo"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "reproduce.py", tmp_path)
+    (tmp_path / name).write_text(code)
+    arguments = ["--only", "method=logit_mse", "--out", "out"]
+    said = subprocess.run([sys.executable, "reproduce.py", "--grid", "quick", "--dry-run", *arguments], cwd=tmp_path,
+                          capture_output=True, text=True, env=ENVIRONMENT)  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    pairs = len(grids.load("quick").pairs)
+    assert len(re.findall(r"^  missing +logit_mse-", said.stdout, re.M)) == pairs * len(
+        grids._seeds(grids.load("quick").seeds)
+    )
+
+
+def test_tables_name_what_exists():
+    for name in protocols.names():
+        assert f"| `{name}` |" in README
+    for name in methods.names():
+        assert f"| `{name}` |" in README
+    for name in re.findall(r"--grid (\w[\w-]*)", README):
+        assert name in grids.names()
+    assert all(re.fullmatch(r"[a-z0-9_]+", arch) for arch in architectures())
