@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bench.cells import RunStatus
@@ -22,6 +23,7 @@ from bench.published import Reference
 from bench.tables import SIGNS
 
 KINDS = ("png", "pdf")
+SMOOTHED_FROM = 50  # epochs: shorter curves are drawn as they are
 DPI = 160
 STYLE = {
     "font.size": 8,
@@ -168,10 +170,10 @@ def difference(results: Results, comparisons: Sequence[Comparison]) -> Figure | 
 def curves(results: Results, runs: Mapping[str, RunStatus]) -> Figure | None:
     """Test accuracy over epochs, one panel a pair: the mean over seeds, each seed thin behind it.
 
-    Each seed's curve is a running median (`_smooth`): at a high learning rate single epochs scatter by
+    A long curve is drawn as a running median (`_smooth`): at a high learning rate single epochs scatter by
     points, and a dozen methods would hide each other. The last point is the last epoch's own value.
     """
-    looks, shown = looks_of(results), {}
+    looks, shown, longest = looks_of(results), {}, 0
     figure, panels = _panels(results, width=3.0, height=2.4, sharey=False)
     for pair, axes in panels.items():
         ends, tails = [], []
@@ -197,13 +199,15 @@ def curves(results: Results, runs: Mapping[str, RunStatus]) -> Figure | None:
             # The first third climbs from chance; shown whole it would flatten what the plot is for.
             pad = 0.05 * (max(tails) - min(tails)) + 0.2
             axes.set_ylim(min(tails) - pad, max(tails) + pad)
-            axes.set_xlim(0, max(ends) * 1.01)
+            longest, margin = max(longest, *ends), 0.01 * max(ends)
+            axes.set_xlim(1 - margin, max(ends) + margin)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color="0.4")
         axes.grid(linewidth=0.4, color="0.9")
     if not shown:
         return None
-    _label_axes(panels, "Epoch", "Test top-1 (%), running median")
+    _label_axes(panels, "Epoch", "Test top-1 (%)" + (", running median" if longest >= SMOOTHED_FROM else ""))
     handles = [
         Line2D([], [], color=looks[name].colour, linestyle=looks[name].dashes, linewidth=1.3, label=label)
         for name, label in shown.items()
@@ -295,7 +299,7 @@ def _smooth(points: dict[int, float]) -> dict[int, float]:
     """
     epochs = sorted(points)
     values = np.array([points[epoch] for epoch in epochs])
-    half = len(values) // 50
+    half = len(values) // SMOOTHED_FROM
     smooth = values.copy()
     if half:
         smooth[half:-half] = np.median(sliding_window_view(values, 2 * half + 1), axis=1)
