@@ -14,26 +14,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
 
+from bench.commandline import BAD_REQUEST, Parser
 from zoo.errors import BadInput
 
-DONE, INCOMPLETE, BAD_REQUEST, STOPPED_EARLY = 0, 1, 2, 3
+DONE, INCOMPLETE, STOPPED_EARLY = 0, 1, 3
+MOST_SLOTS = 1024
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line and exit 2, like every other wrong request."""
-        self.exit(BAD_REQUEST, f"error: {message} (see python reproduce.py --help)\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = _Parser(
+    made = Parser(
         prog="reproduce.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = made.add_argument_group("what to run")
     what.add_argument(
@@ -47,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         metavar="KEY=VALUE,...",
         nargs="+",
+        action="extend",
         default=[],
         help="cells to run, e.g. method=kd,student=resnet8x4 (keys: method, teacher, student, seed; "
         "several filters: any may match)",
@@ -89,16 +84,25 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no arrow must not cost hours of work
     try:
         return _main(args)
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        return _refuse(str(error))
     except KeyboardInterrupt:
         return STOPPED_EARLY
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED_EARLY
+    except OSError as error:
+        return _refuse(f"{error.strerror or error}: {error.filename or args.out}; make room or give another --out")
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_REQUEST
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -116,8 +120,8 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if args.slots is not None and args.slots < 1:
-        raise BadInput(f"--slots {args.slots}: give at least 1")
+    if args.slots is not None and not 1 <= args.slots <= MOST_SLOTS:
+        raise BadInput(f"--slots {args.slots}: give 1 to {MOST_SLOTS}")
     if args.time_budget is not None and not args.time_budget > 0:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
     if args.executor == "slurm":
@@ -130,16 +134,21 @@ def _grid(args: argparse.Namespace):
     """The grid asked for; for --status and --report without --grid, the one kept in the folder."""
     from bench import grid as grids
 
-    seeds = grids.parse_seeds(args.seeds) if args.seeds else None
-    if not args.grid and (args.status or args.report):
+    seeds = None if args.seeds is None else grids.parse_seeds(args.seeds)
+    if args.grid is None and (args.status or args.report):
         kept = grids.read_kept(args.out)
         if kept:
-            if args.protocol or seeds is not None:
+            if args.protocol is not None or seeds is not None:
                 raise BadInput(
                     "--protocol and --seeds need --grid: without it the plan kept in --out is shown as it is"
                 )
             return kept
-    return grids.expand(grids.load(args.grid or "full"), protocol=args.protocol, seeds=seeds, precision=args.precision)
+    return grids.expand(
+        grids.load("full" if args.grid is None else args.grid),
+        protocol=args.protocol,
+        seeds=seeds,
+        precision=args.precision,
+    )
 
 
 def _execute(plan, args: argparse.Namespace) -> int:
@@ -172,10 +181,16 @@ def _execute(plan, args: argparse.Namespace) -> int:
                 return "interrupted"
             return "time budget used up" if deadline and time.monotonic() > deadline else None
 
-        reason = local.execute(plan, args.out, where, data_root=args.data, should_stop=should_stop, progress=progress)
+        reason = local.execute(
+            plan, args.out, where, data_root=data.cifar100_root(args.data), should_stop=should_stop, progress=progress
+        )
     progress.finish()
     plan = plans.make(plan.grid, args.out, args.only)
-    status = _report(plan, args)
+    try:
+        status = _report(plan, args)
+    except BadInput as error:  # the runs are done all the same
+        _refuse(str(error))
+        status = INCOMPLETE
     if reason:
         print(f"stopped early: {reason}; the same command goes on")
         return STOPPED_EARLY
@@ -234,7 +249,10 @@ def _check_writable(out: Path) -> None:
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
         probe = out / "runs" / f".probe.{os.getpid()}"
-        probe.write_text("")
+        with open(probe, "wb") as file:  # enough to notice a full disk
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
         probe.unlink()
     except OSError as error:
         raise BadInput(f'cannot write to --out "{out}": {error.strerror}; give another folder') from None

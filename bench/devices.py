@@ -20,7 +20,7 @@ def parse_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise BadInput(f'unknown device "{name}": choose auto, cpu or cuda')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise BadInput(
             f'device "{name}" is not there ({found or "no"} GPU{"s" if found != 1 else ""} found): '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import zoo
 from bench import data as datasets
+from bench.commandline import BAD_REQUEST, Parser
 from bench.devices import memory_format, parse_device
 from bench.run import Data
 
@@ -48,7 +48,7 @@ def evaluate(net: nn.Module, dataset: datasets.Dataset) -> Metrics:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.evaluate", description=__doc__)
+    parser = Parser(prog="python -m bench.evaluate", description=__doc__)
     parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
     parser.add_argument("--weights", required=True, type=Path, help="checkpoint file")
     parser.add_argument(
@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         datasets.prepare(cifar100, args.data)
         dataset = datasets.load(cifar100, args.data, device)
     except zoo.BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_REQUEST
     net.to(device, memory_format=memory_format(device))
     metrics = evaluate(net, dataset)
     print(

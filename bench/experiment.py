@@ -44,6 +44,7 @@ def perform(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Do `run` (from its checkpoint, where there is one), write its files, result.json last, and return the result.
 
@@ -62,9 +63,11 @@ def perform(
             folder.last,
             should_stop=should_stop,
             on_epoch=on_epoch,
+            before_write=before_write,
             checkpoint_every_s=site.checkpoint_every_s,
         )
         curve, timing = state.curve, _timing(state, len(dataset.train_labels))
+    before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
     result = {
         "schema": store.SCHEMA,
@@ -78,6 +81,7 @@ def perform(
         },
         "curve": curve,
     }
+    before_write()
     store.write_json(folder.result, result)
     folder.last.unlink(missing_ok=True)
     return result
@@ -93,7 +97,9 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
     try:
         zoo.load_weights(net, folder.weights)
     except BadInput as error:
-        raise TeacherNotReady(f"teacher {teacher.run_id}: {error}") from None
+        raise TeacherNotReady(
+            f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
+        ) from None
     return net
 
 

@@ -84,9 +84,9 @@ def load(name: str) -> GridFile:
 
 def parse_seeds(text: str) -> list[int]:
     """`--seeds 3` is the seeds 0, 1, 2; `--seeds 0,4` and `--seeds 7,` are these seeds."""
-    if re.fullmatch(r"\d+", text) and int(text) > 0:
+    if re.fullmatch(r"\d{1,4}", text) and int(text) > 0:
         return list(range(int(text)))
-    if re.fullmatch(r"\d+(,\d+)*,?", text) and "," in text:
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*,?", text) and "," in text:
         return [int(part) for part in text.strip(",").split(",")]
     raise BadInput(f'--seeds "{text}": give a count (3) or a list (0,1,2; a single seed as 7,)')
 
@@ -99,7 +99,7 @@ def expand(
     precision: Precision = "fp32",
 ) -> Grid:
     """Resolve a grid into runs and cells. Raises BadInput for an empty grid, a wrong name, or two equal runs."""
-    recipe = protocols.load(protocol or grid.protocol)
+    recipe = protocols.load(grid.protocol if protocol is None else protocol)
     wanted_seeds = seeds if seeds is not None else _seeds(grid.seeds)
     rows = _rows(grid)
     for kind, entries in (("pairs", grid.pairs), ("methods", rows), ("seeds", wanted_seeds)):
@@ -162,8 +162,10 @@ def _rows(grid: GridFile) -> list[RowEntry]:
     rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
     for row in rows:
         choose(f'method in grid "{grid.name}"', row.method, methods.names())
-    labels = [(row.label or row.method, row.method) for row in rows]
+    labels = [(row.label or methods.get(row.method).label, row.method) for row in rows]
     for label, method in labels:
+        if label == "Teacher" or (label == "Student") != (not methods.get(method).uses_teacher):
+            raise BadInput(f'grid "{grid.name}" labels {method} "{label}": Teacher and Student are rows of their own')
         if sum(label == other for other, _ in labels) > 1:
             raise BadInput(f'grid "{grid.name}" holds the row "{label}" ({method}) twice: give each a label of its own')
     # The Student row is what every gain is measured from: it comes first and is never left out.
@@ -197,7 +199,10 @@ def _expand_path(text: str) -> Path:
             f'teacher_weights "{text}": the environment variable {missing[0]} is not set: '
             f"export {missing[0]}=DIR, the folder of the published checkpoints"
         )
-    return Path(os.path.expandvars(text)).expanduser().resolve()
+    try:
+        return Path(os.path.expandvars(text)).expanduser().resolve()
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(f'teacher_weights "{text!r}": {error}; give the path of a file') from None
 
 
 def _check_fit(run: Run) -> None:
@@ -252,7 +257,7 @@ def read_kept(out: Path) -> Grid | None:
         kept = store.read_json(out / KEPT)
         if kept is None:
             return None
-        return Grid(
+        grid = Grid(
             kept["grid"],
             check(protocols.Protocol, kept["protocol"], where),
             {run_id: check(Run, run, where) for run_id, run in kept["runs"].items()},
@@ -260,5 +265,11 @@ def read_kept(out: Path) -> Grid | None:
             tuple((teacher, student) for teacher, student in kept["pairs"]),
             weights={},
         )
+        named = {run_id for cell in grid.cells for run_id in cell.run_ids}
+        if not named or not named <= set(grid.runs) or any(name != run.run_id for name, run in grid.runs.items()):
+            raise ValueError("its cells and runs do not fit together")
+        for run in grid.runs.values():
+            choose("architecture", run.student, zoo.architectures())
+        return grid
     except (store.Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{where} cannot be read ({error}): name the grid with --grid") from None

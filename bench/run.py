@@ -25,7 +25,8 @@ class Data(Settings):
     """What a run trains on; the test set is always the whole test set."""
 
     dataset: Datasets
-    train_images: PositiveInt | None  # class-balanced subset of that size; None is the whole training set
+    # A class-balanced subset of that size; None is the whole training set.
+    train_images: Annotated[int, Field(gt=0, le=10_000_000)] | None
     views: Literal["weak", "weak+strong", "paired"]
     strong: Strong | None
 
@@ -39,8 +40,8 @@ class Data(Settings):
 class Train(Settings):
     """SGD with a step schedule: the field's optimiser."""
 
-    epochs: PositiveInt
-    batch: PositiveInt
+    epochs: Annotated[int, Field(gt=0, le=100_000)]
+    batch: Annotated[int, Field(gt=0, le=100_000)]
     lr: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)]
     nesterov: bool

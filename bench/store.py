@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable
@@ -98,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise Damaged(f"{path.name} is damaged (not an object)")
@@ -127,8 +126,15 @@ def read_result(folder: RunFolder) -> dict[str, Any] | None:
     top1 = metrics.get("top1_last") if isinstance(metrics, dict) else None
     if result.get("run_id") != folder.run_id:
         raise Damaged(f'result.json belongs to another run ("{result.get("run_id")}")')
-    if isinstance(top1, bool) or not isinstance(top1, (int, float)) or not math.isfinite(top1):
+    if isinstance(top1, bool) or not isinstance(top1, (int, float)) or not 0 <= top1 <= 100:
         raise Damaged("result.json is damaged (no top1_last)")
+    if result.get("schema", SCHEMA) != SCHEMA:
+        raise Damaged(f"result.json is of schema {result['schema']!r}, not {SCHEMA}")
+    for part in ("timing", "provenance"):
+        if not isinstance(result.get(part, {}), dict):
+            raise Damaged(f"result.json is damaged ({part} is not an object)")
+    if not isinstance(result.get("timing", {}).get("train_s", 0.0), (int, float)):
+        raise Damaged("result.json is damaged (train_s is not a number)")
     return result
 
 

@@ -135,6 +135,12 @@ class Trainer:
             return None
         if saved.get("run_id") != self.run.run_id:
             raise store.Damaged(f'{path.name} belongs to another run ("{saved.get("run_id")}")')
+        try:
+            return self._restore(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise store.Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
+
+    def _restore(self, saved: dict[str, Any]) -> State:
         self.student.load_state_dict(saved["student"])
         self.method.load_state_dict(saved["method"])
         if saved["teacher"] is not None:
@@ -157,10 +163,12 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    before_write: Callable[[], None] = lambda: None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
 ) -> tuple[nn.Module, State]:
     """Train `run` from its checkpoint, or from the start; returns the student and the finished state.
 
+    `before_write` is called before each checkpoint and may raise to keep it from being written.
     Raises Diverged for a loss that is not finite, Stopped (after saving) when `should_stop` says so at a step.
     """
     set_precision(run.precision)
@@ -172,6 +180,7 @@ def train(
     def save() -> None:
         nonlocal saved_at
         state.wall_s = time.monotonic() - started
+        before_write()
         trainer.save(checkpoint, state)
         saved_at = time.monotonic()
 

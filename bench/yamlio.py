@@ -57,6 +57,8 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         place = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise BadInput(f'{kind} file "{path}"{place}: {problem}; correct that line') from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise BadInput(f'{kind} file "{path}": not valid YAML ({type(error).__name__}: {error}); correct it') from None
     if not isinstance(values, dict):
         raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see bench/{kind}s/')
     return values

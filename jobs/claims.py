@@ -112,11 +112,21 @@ def read(folder: Path) -> Holder | None:
     path = _path(folder, generation)
     try:
         said = json.loads(path.read_bytes())
-        return Holder(generation, _alive(said, path), said["host"], said["pid"], said.get("progress") or {})
+        alive = _alive(said, path)
+        return Holder(generation, alive, str(said["host"]), int(said["pid"]), _checked(said.get("progress")))
     except FileNotFoundError:
-        return read(folder)  # released or taken over while we looked
-    except (ValueError, KeyError, TypeError):
+        if _newest(folder) != generation or not path.is_symlink():
+            return read(folder)  # released or taken over while we looked
+        return Holder(generation, False, "?", 0, {})
+    except (OSError, ValueError, KeyError, TypeError):
         return Holder(generation, False, "?", 0, {})  # damaged: nobody that beats wrote it
+
+
+def _checked(progress: object) -> dict[str, Any]:
+    """Progress with all its numbers, else none: it is for showing only."""
+    numbers = ("epoch", "epochs", "top1")
+    whole = isinstance(progress, dict) and all(isinstance(progress.get(name), (int, float)) for name in numbers)
+    return dict(progress) if whole else {}
 
 
 def _identity() -> dict[str, Any]:
@@ -175,7 +185,11 @@ def _path(folder: Path, generation: int) -> Path:
 
 
 def _newest(folder: Path) -> int | None:
-    found = [re.fullmatch(r"claim(?:\.(\d+))?\.json", name) for name in os.listdir(folder)]
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    found = [re.fullmatch(r"claim(?:\.(\d+))?\.json", name) for name in names]
     return max((int(match[1] or 0) for match in found if match), default=None)
 
 

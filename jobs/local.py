@@ -44,7 +44,7 @@ def slots(device: torch.device, per_device: int | None) -> Slots:
         return Slots(("cpu",), count, max(1, cores // count))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    names = names if device.index is None else [names[device.index]]
+    names = names[: torch.cuda.device_count()] if device.index is None else [names[device.index]]
     count = per_device or 1
     return Slots(tuple(names), count, max(1, cores // (count * len(names))))
 
@@ -211,6 +211,7 @@ def _settle(slot: _Slot, line: str, todo: _Queue, progress: Progress) -> None:
         progress.elsewhere(run_id, message)
     elif outcome == worker.STOPPED:
         progress.stopped(run_id, message)
+        todo.pending.insert(0, run_id)  # we did not ask: somebody stopped that one process, and the run goes on
     elif outcome == worker.DONE:
         progress.done(run_id, message)
     else:
@@ -269,7 +270,11 @@ def _dismiss(team: list[_Slot], answers: queue.Queue, progress: Progress) -> Non
                 continue
             if line and slot.run_id:
                 answer = json.loads(line)
-                say = {worker.DONE: progress.done, worker.STOPPED: progress.stopped}.get(answer["outcome"])
+                say = {
+                    worker.DONE: progress.done,
+                    worker.STOPPED: progress.stopped,
+                    worker.CLAIMED: progress.elsewhere,
+                }.get(answer["outcome"])
                 if say:
                     say(slot.run_id, answer["message"])
                 else:

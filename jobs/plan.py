@@ -118,9 +118,11 @@ def retry_failed(plan: Plan, out: Path) -> list[str]:
 def force(plan: Plan, out: Path, only: Iterable[str]) -> list[str]:
     """Set whole folders of selected runs aside (`OUT/aside/`), so that they start over. Nothing is deleted."""
     chosen = _select(plan.grid, list(only))
-    running = [run_id for run_id in sorted(chosen) if plan.statuses[run_id].state == "running"]
-    if running:
-        raise BadInput(f"--force: {running[0]} is {plan.statuses[running[0]].reason}: stop it first")
+    for run_id in sorted(chosen):
+        path = store.run_folder(out, run_id).path
+        holder = claims.read(path) if path.is_dir() else None
+        if holder and holder.alive:
+            raise BadInput(f"--force: {run_id} is running on {holder.host}, process {holder.pid}: stop it first")
     folders = [store.run_folder(out, run_id).path for run_id in sorted(chosen)]
     folders = [path for path in folders if path.exists()]
     for path in folders:
@@ -182,6 +184,8 @@ def _parse_filter(text: str, grid: Grid) -> dict[str, str]:
         if not equals:
             raise BadInput(f'--only "{text}": write conditions as key=value, for example method=kd,student=resnet20')
         choose("key of --only", key, ONLY_KEYS)
+        if key in wanted:
+            raise BadInput(f'--only "{text}": {key} is given twice; a run has one, so give two filters')
         wanted[key] = choose(
             f"{key} of --only", "student" if (key, value) == ("method", "vanilla") else value, known[key]()
         )

@@ -47,6 +47,8 @@ def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str
     try:
         with _log(folder.log):
             return _attempt(run, site, folder, claim, stop)
+    except OSError as error:
+        return FAILED, f"cannot write to {error.filename or folder.path}: {error.strerror}"
     finally:
         with contextlib.suppress(OSError):
             claim.release()
@@ -78,15 +80,17 @@ def _attempt(
         done = store.read_result(folder)
         if done and experiment.weights_fault(folder) is None:
             return DONE, _headline(done)  # finished by another process while we waited for the claim
+        if done:
+            store.set_aside(folder.result)  # its weights are gone: until they are made again it is not done
         if store.read_json(folder.error):
             return FAILED, store.read_json(folder.error).get("message", "")
         store.write_json(folder.config, run.model_dump(mode="json"))
         try:
-            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch)
+            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch, before_write=claim.check)
         except store.Damaged as damage:
             _say(f"{damage}: set aside, starting again")
             store.set_aside(folder.last)
-            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch)
+            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch, before_write=claim.check)
         _say(f"done: top-1 {result['metrics']['top1_last']:.2f}")
         return DONE, _headline(result)
     except Stopped:
@@ -169,7 +173,7 @@ def _say(text: str) -> None:
 def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
     """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
     stop = threading.Event()
-    waiting: queue.Queue[str | None] = queue.Queue()
+    waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a signal may put
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (stop.set(), waiting.put(None)))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import pty
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +242,12 @@ BAD_GRIDS = {  # name -> (edit of the grid text, edit of the protocol text, what
     "nan": (None, ("batch: 32", "lr: .nan"), "train.lr"),
     "unbalanced subset": (None, ("train_images: 100", "train_images: 150"), "multiple of 100"),
     "too large a subset": (None, ("train_images: 100", "train_images: 10000000"), "up to"),
+    "key that is a list": (("seeds: 1", "? [a, b]\n: 1"), None, "YAML"),
+    "impossible date": (("about:", "about: 2024-13-45\nx:"), None, "YAML"),
+    "tag with junk": (("seeds: 1", "seeds: !!int abc"), None, "YAML"),
+    "two rows of one name": (("[vanilla, kd, fitnet]", "[kd, {method: fitnet, label: KD}]"), None, "twice"),
+    "a row called Student": (("[vanilla, kd, fitnet]", "[{method: kd, label: Student}]"), None, "rows of their own"),
+    "epochs beyond reason": (None, ("epochs: 2", f"epochs: {10**400}"), "epochs"),
     "real data missing": (None, ("embedded-1", "cifar100"), "cifar-100-python"),
 }
 
@@ -290,6 +299,14 @@ def test_bad_teacher_file_gets_one_line_and_exit_2(tmp_path, capsys, make, says)
         (["--executor", "slurm"], "slurm"),
         (["--protocol", "standart"], 'did you mean "standard"'),
         (["--dry-run", "--status"], "not allowed with"),
+        (["--seeds", ""], "--seeds"),
+        (["--seeds", "100000000000"], "--seeds"),
+        (["--slots", "1000000000000"], "--slots"),
+        (["--protocol", ""], "unknown protocol"),
+        (["--grid", ""], "unknown grid"),
+        (["--grid", "a\nb"], "unknown grid"),
+        (["--only", "method=kd,method=fitnet"], "given twice"),
+        (["--device", "cuda:128"], "cuda:128"),
     ],
 )
 def test_bad_arguments_get_one_line_and_exit_2(tmp_path, capsys, arguments, says):
@@ -321,6 +338,46 @@ def refused(capsys, tmp_path, says, *arguments, out=None):
     assert status == 2, said
     assert re.search(says, said.err) and said.err.count("\n") == 1 and said.err.startswith("error: "), said.err
     assert "Traceback" not in said.err and not list(tmp_path.glob("out/runs/*/*"))
+
+
+DAMAGED = ['{"run_id": ', '{"schema": 99}', '{"timing": null}', '{"provenance": [1]}', '{"timing": {"train_s": "x"}}']
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, "[" * 9999])
+def test_damaged_results_are_read_past(undisturbed, tmp_path, content, capsys):
+    """Whatever a result.json holds, the plan says damaged and goes on."""
+    out, _ = undisturbed
+    shutil.copytree(out, tmp_path / "out")
+    path = next((tmp_path / "out").glob("runs/vanilla-*/result.json"))
+    try:
+        content = json.dumps({**json.loads(path.read_text()), **json.loads(content)})
+    except (ValueError, RecursionError):
+        pass
+    path.write_text(content)
+    assert reproduce.main(["--status", "--out", str(tmp_path / "out")]) == 1
+    assert "result.json is" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(capsys, tmp_path, "No space left on device", "--grid", tiny.write(tmp_path / "grid"))
+
+
+def test_one_worker_stopped_from_outside_goes_on(grid, undisturbed, tmp_path):
+    process = start("--grid", grid, "--out", tmp_path, "--slots", 2, "--no-plots")
+    stopped = False
+    while not stopped:
+        for claim in tmp_path.glob("runs/vanilla-*/claim*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(json.loads(claim.read_text())["pid"], signal.SIGTERM)
+                stopped = True
+        time.sleep(0.02)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert results(tmp_path) == results(undisturbed[0])
 
 
 def test_truncated_result_is_set_aside_and_done_again(undisturbed, grid, tmp_path):

@@ -24,7 +24,15 @@ def write_foreign(folder, *, age_s=0.0, host="another-host", pid=1):
     folder.mkdir(exist_ok=True)
     path = folder / "claim.json"
     path.write_text(
-        json.dumps({"host": host, "boot": "elsewhere", "pid": pid, "started": "1", "progress": {"epoch": 3}})
+        json.dumps(
+            {
+                "host": host,
+                "boot": "elsewhere",
+                "pid": pid,
+                "started": "1",
+                "progress": {"epoch": 3, "epochs": 9, "top1": 1.5},
+            }
+        )
     )
     os.utime(path, (time.time() - age_s,) * 2)
 
@@ -76,9 +84,9 @@ def test_damaged_claim_is_nobodys(tmp_path):
 
 def test_progress_of_the_dead_is_kept(tmp_path):
     write_foreign(tmp_path / "run", age_s=10 * claims.STALE_S)
-    assert claims.read(tmp_path / "run").progress == {"epoch": 3}
+    assert claims.read(tmp_path / "run").progress == {"epoch": 3, "epochs": 9, "top1": 1.5}
     claims.acquire(tmp_path / "run")
-    assert claims.read(tmp_path / "run").progress == {"epoch": 3}
+    assert claims.read(tmp_path / "run").progress == {"epoch": 3, "epochs": 9, "top1": 1.5}
 
 
 def _race(folder, start, won):

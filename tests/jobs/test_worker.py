@@ -138,11 +138,14 @@ def test_claimed_done_and_blocked(tmp_path):
     assert folder.result.stat().st_mtime_ns == before  # done is done
 
 
-def test_damaged_files_are_set_aside_and_said(tmp_path, undisturbed):
+@pytest.mark.parametrize("foreign", [False, True])
+def test_damaged_files_are_set_aside_and_said(tmp_path, undisturbed, foreign):
     run = teacher_run(tmp_path)
     folder = store.run_folder(tmp_path, run.run_id)
     assert worker.do(run, *here(tmp_path, stop=True))[0] == worker.STOPPED
     folder.last.write_bytes(folder.last.read_bytes()[:5000])
+    if foreign:
+        torch.save({"run_id": run.run_id}, folder.last)
     folder.result.write_text('{"run_id": ')
     assert worker.do(run, *here(tmp_path))[0] == worker.DONE
     assert {"result.json.aside-1", "last.pt.aside-1"} <= set(os.listdir(folder.path))
