@@ -232,7 +232,7 @@ def _print_plan(plan, *, verbose: bool) -> None:
     )
     for run_id in plan.selected:
         found = plan.statuses[run_id]
-        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "damaged" in found.reason:
+        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
             print(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
     flop = sum(cost_flop(plan.grid.runs[run_id]) for run_id in plan.to_do)
     if flop:
