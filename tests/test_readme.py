@@ -104,3 +104,11 @@ def test_tables_name_what_exists():
     for name in re.findall(r"--grid (\w[\w-]*)", README):
         assert name in grids.names()
     assert all(re.fullmatch(r"[a-z0-9_]+", arch) for arch in architectures())
+
+
+def test_printed_table_is_the_measured_one():
+    measured = (ROOT / "results" / "measured" / "first-look-cpu" / "table.md").read_text().splitlines()
+    printed = [
+        line for line in README.splitlines() if re.match(r"\| (Teacher|Student|FitNet|KD|DKD|SKD) .*\d\d\.\d\d", line)
+    ]
+    assert len(printed) == 6 and all(line in measured for line in printed)
