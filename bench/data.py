@@ -18,6 +18,7 @@ from bench.run import Data, seed_for
 from zoo.errors import BadInput
 
 NUM_CLASSES = 100
+TRAIN_IMAGES = {"cifar100": 50_000, "embedded-1": embedded.TRAIN_IMAGES_PER_CLASS * NUM_CLASSES}
 # Normalisation of RepDistiller, mdistiller and StreamLined (the true statistics differ in the fourth digit).
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 CIFAR100_FOLDER = "cifar-100-python"
@@ -79,10 +80,15 @@ def cifar100_root(root: Path | None) -> Path:
     return folder.parent if folder.name == CIFAR100_FOLDER else folder
 
 
+def train_size(data: Data) -> int:
+    """Number of distinct training images."""
+    return data.train_images or TRAIN_IMAGES[data.dataset]
+
+
 def prepare(data: Data, root: Path | None) -> None:
     """See once, before any run starts, that the data set is there and whole; download CIFAR-100 where it is not."""
     if data.train_images is not None:
-        size = 50_000 if data.dataset == "cifar100" else embedded.TRAIN_IMAGES_PER_CLASS * NUM_CLASSES
+        size = TRAIN_IMAGES[data.dataset]
         if data.train_images % NUM_CLASSES or data.train_images > size:
             raise BadInput(
                 f"train_images: {data.train_images} is not a class-balanced part of {size} images: "

@@ -19,7 +19,7 @@ import zoo
 from bench import protocol as protocols
 from bench import store, yamlio
 from bench.cells import Cell, TableSpec
-from bench.data import NUM_CLASSES
+from bench.data import NUM_CLASSES, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -207,19 +207,28 @@ def _expand_path(text: str) -> Path:
 
 def _check_fit(run: Run) -> None:
     """Build a run's method on networks without storage, so that what does not fit is said before anything starts."""
-    if run.teacher:
-        _build_unstored(run.method, canonical_json(run.params), run.teacher.arch, run.student)
+    if not run.teacher:
+        return
+    views = _build_unstored(
+        run.method, canonical_json(run.params), run.teacher.arch, run.student, train_size(run.data)
+    )
+    if views and views != run.data.views:
+        raise BadInput(
+            f'protocol "{run.protocol.name}", method "{run.method}": its parameters need {views} views, '
+            f"not {run.data.views}: set `data` of the method in the protocol"
+        )
 
 
 @cache
-def _build_unstored(method: str, params: str, teacher: str, student: str) -> None:
+def _build_unstored(method: str, params: str, teacher: str, student: str, images: int) -> str | None:
+    """The views that the method asks for."""
     cls = methods.get(method)
     where = f'method "{method}" on {teacher}-{student}'
     networks = (zoo.build_meta(arch, NUM_CLASSES) for arch in (student, teacher))
     with torch.device("meta"):
-        train_set = methods.TrainSet(torch.zeros(NUM_CLASSES, dtype=torch.int64), NUM_CLASSES)
+        train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), NUM_CLASSES)
         try:
-            cls(check(cls.Params, json.loads(params), where), *networks, train_set)
+            return cls(check(cls.Params, json.loads(params), where), *networks, train_set).views
         except BadInput as fault:
             raise BadInput(f"{where}: {fault}") from None
 

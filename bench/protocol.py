@@ -108,10 +108,6 @@ def resolve(
         changes = {**changes, **protocol.teachers}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
-    if cls.views and cls.views != data.views:
-        raise BadInput(
-            f"{where}: it needs {cls.views} views, not {data.views}: set `data` of the method in the protocol"
-        )
     return Run(
         method=method,
         params=check(cls.Params, values, where).model_dump(mode="json"),

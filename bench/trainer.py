@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class State:
     epoch: int = 1
     step: int = 0
     losses: Tensor | None = None  # (steps, terms), this epoch's loss terms, on the device
+    pulls: Tensor | None = None  # (terms,), gradient norms at this epoch's first step, on the device
     curve: list[dict[str, Any]] = field(default_factory=list)
     wall_s: float = 0.0  # training time so far, over all interruptions
 
@@ -85,8 +86,13 @@ class Trainer:
         if self.teacher:
             self.teacher.train(self.method.teacher_mode == "train")
 
-    def step(self, images: Tensor, strong_images: Tensor | None, labels: Tensor, indices: Tensor) -> Tensor:
-        """One optimiser step; returns the detached loss terms (terms,). Nothing here waits for the device."""
+    def step(
+        self, images: Tensor, strong_images: Tensor | None, labels: Tensor, indices: Tensor, measure: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """One optimiser step; returns the detached loss terms (terms,). Nothing here waits for the device.
+
+        With `measure` also each term's gradient norm (terms,) with respect to the student's logits, else None.
+        """
         with autocast(self.run.precision, labels.device):
             with torch.no_grad():
                 teacher = self._outputs(self.teacher, images, strong_images) if self.teacher else None
@@ -95,12 +101,13 @@ class Trainer:
             terms = self.method.terms(student, teacher, batch, progress)
         self.term_names = list(terms)
         values = torch.stack(list(terms.values()))
+        pulls = gradient_norms(terms.values(), student) if measure else None
         self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
         if self.run.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.trained, self.run.train.grad_clip)
         self.optimizer.step()
-        return values.detach()
+        return values.detach(), pulls
 
     def _outputs(self, net: nn.Module, images: Tensor, strong_images: Tensor | None) -> zoo.Outputs:
         outputs = net.outputs(self._input(images))
@@ -150,8 +157,9 @@ class Trainer:
         if self.epoch.device.type == "cpu":
             torch.set_num_threads(saved["threads"])  # sums over threads: another number of them, other last bits
         state = State(**saved["state"])
-        if state.losses is not None:
-            state.losses = state.losses.to(self.epoch.device)
+        for name in ("losses", "pulls"):
+            if getattr(state, name) is not None:
+                setattr(state, name, getattr(state, name).to(self.epoch.device))
         return state
 
 
@@ -189,8 +197,11 @@ def train(
         trainer.begin_epoch(state.epoch)
         for part in datasets.slices(len(epoch.labels), run.train.batch, first=state.step):
             strong = None if epoch.strong_images is None else epoch.strong_images[part]
-            values = trainer.step(epoch.images[part], strong, epoch.labels[part], epoch.indices[part])
-            if state.losses is None:
+            values, pulls = trainer.step(
+                epoch.images[part], strong, epoch.labels[part], epoch.indices[part], measure=state.step == 0
+            )
+            if state.step == 0:
+                state.pulls = pulls
                 state.losses = torch.zeros(epoch.steps(run.train.batch), len(values), device=values.device)
             state.losses[state.step] = values
             state.step += 1
@@ -203,7 +214,7 @@ def train(
         row = _finish_epoch(trainer, state, len(epoch.labels), time.monotonic() - started)
         state.curve.append(row)
         on_epoch(row)
-        state.epoch, state.step, state.losses = state.epoch + 1, 0, None
+        state.epoch, state.step, state.losses, state.pulls = state.epoch + 1, 0, None, None
     return trainer.student, state
 
 
@@ -214,6 +225,7 @@ def _finish_epoch(trainer: Trainer, state: State, samples: int, wall_s: float) -
     sizes = torch.full((state.step,), float(batch), dtype=torch.float64)
     sizes[-1] = samples - batch * (state.step - 1)
     means = (state.losses.cpu().double() * sizes[:, None]).sum(dim=0) / samples
+    pulls = [] if state.pulls is None else state.pulls.tolist()
     metrics = evaluate(trainer.student, trainer.dataset)
     if not math.isfinite(metrics.loss):
         raise Diverged(f"test loss is {metrics.loss} after epoch {state.epoch}")
@@ -222,11 +234,27 @@ def _finish_epoch(trainer: Trainer, state: State, samples: int, wall_s: float) -
         "lr": trainer.run.train.lr_at(state.epoch),
         "train_loss": float(means.sum()),
         **dict(zip(trainer.term_names, means.tolist(), strict=True)),
+        **{f"grad_norm_{name}": pull for name, pull in zip(trainer.term_names, pulls, strict=False)},
         "top1": metrics.top1,
         "top5": metrics.top5,
         "test_loss": metrics.loss,
         "wall_s": round(wall_s, 3),
     }
+
+
+def gradient_norms(terms: Iterable[Tensor], student: zoo.Outputs) -> Tensor:
+    """|| d term / d logits || (Frobenius, all views) of each term (terms,): how hard it pulls at what is predicted.
+
+    The gradient is that of the weighted term on the whole batch; a term that does not read the logits has 0. The
+    backward pass of each term ends at the logits, so this costs next to nothing.
+    """
+    logits = [student.logits, *([student.strong.logits] if student.strong else [])]
+    norms = []
+    for term in terms:
+        gradients = torch.autograd.grad(term, logits, retain_graph=True, allow_unused=True)
+        found = [gradient.flatten() for gradient in gradients if gradient is not None]
+        norms.append(torch.linalg.vector_norm(torch.cat(found)) if found else torch.zeros_like(term))
+    return torch.stack(norms).detach()
 
 
 def _check_finite(trainer: Trainer, state: State) -> None:

@@ -12,8 +12,7 @@ import methods
 import zoo
 from bench import experiment, store
 from bench.cells import STATES, RunStatus
-from bench.data import NUM_CLASSES
-from bench.embedded import TRAIN_IMAGES_PER_CLASS
+from bench.data import train_size
 from bench.grid import Grid
 from bench.run import Run
 from jobs import claims
@@ -135,11 +134,8 @@ def cost_flop(run: Run) -> float:
     if run.train is None:
         return 0.0
     macs = 3 * zoo.count_macs(run.student) + (zoo.count_macs(run.teacher.arch) if run.teacher else 0)
-    images = run.data.train_images or (
-        50_000 if run.data.dataset == "cifar100" else TRAIN_IMAGES_PER_CLASS * NUM_CLASSES
-    )
     views = 1 if run.data.views == "weak" else 2
-    return 2.0 * macs * images * views * run.train.epochs
+    return 2.0 * macs * train_size(run.data) * views * run.train.epochs
 
 
 def measured_flop_per_s(plan: Plan) -> float | None:

@@ -55,8 +55,6 @@ class Method(nn.Module):
         row: place within its block; methods that do not say stand last.
         Params: its parameters, typed and bounded; values come from the protocol, defaults where the class has any.
         uses_teacher: False for training from labels alone.
-        views: "paired" if each step needs a weakly and a strongly augmented view of the same images
-            (then `student.strong` and `teacher.strong` hold the second view's outputs), else None.
 
     No `.item()`, no Python branch on a tensor and no data-dependent shape inside `terms`: a step must be capturable.
     """
@@ -66,7 +64,6 @@ class Method(nn.Module):
     group: ClassVar[str]
     row: ClassVar[int] = 1000
     uses_teacher: ClassVar[bool] = True
-    views: ClassVar[Literal["paired"] | None] = None
 
     class Params(Settings):
         """No parameters, unless a method says otherwise."""
@@ -78,6 +75,14 @@ class Method(nn.Module):
 
     def build(self, student: nn.Module, teacher: nn.Module | None, train_set: TrainSet) -> None:
         """Make connectors, embeddings and memories. The networks are only looked at (`zoo.shapes`), never kept."""
+
+    @property
+    def views(self) -> Literal["paired"] | None:
+        """ "paired" if each step needs a weakly and a strongly augmented view of the same images.
+
+        Then `student.strong` and `teacher.strong` hold the second view's outputs.
+        """
+        return None
 
     @property
     def teacher_mode(self) -> Literal["eval", "train"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoo.errors import BadInput, choose
 
@@ -16,6 +16,11 @@ class Settings(BaseModel):
     """Base of all settings: immutable; unknown keys, wrong types, NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def added_later() -> Any:
+    """Default None, and left out where it is None: runs named before the setting existed keep their ids."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 S = TypeVar("S", bound=Settings)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import soft_target_loss
-from methods.settings import Settings
+from methods.settings import Settings, added_later
 from zoo import Outputs
 
 
@@ -67,6 +67,7 @@ class SKD(Method):
         tikhonov: PositiveFloat
         ce_weight: NonNegativeFloat
         kd_weight: NonNegativeFloat
+        dir_weight: NonNegativeFloat | None = added_later()  # of L_dir, for ablations; None: kd_weight, one for both
 
     def factors(self, teacher_logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """m1 and m2, from teacher logits (B, C)."""
@@ -82,10 +83,11 @@ class SKD(Method):
         p = self.params
         m1, m2 = self.factors(teacher.logits)
         divisor = self.divisor(student.logits.shape[1])
+        dir_weight = p.kd_weight if p.dir_weight is None else p.dir_weight
         return {
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "kd": p.kd_weight * m1 * soft_target_loss(student.logits, teacher.logits, p.temperature),
-            "dir": p.kd_weight * m2 * direction_loss(student.logits, teacher.logits, p.tikhonov, divisor),
+            "dir": dir_weight * m2 * direction_loss(student.logits, teacher.logits, p.tikhonov, divisor),
         }
 
 

@@ -93,7 +93,7 @@ def test_first_look_is_standard_on_a_smaller_scale():
         (("train_images: 100", "views: paired"), "strong"),
         (("extends: standard", "extends: standrad"), 'did you mean "standard"'),
         (("name: tiny", "name: standard"), "comes with the project"),
-        (("dkd:", "ddk:"), 'did you mean "dkd"'),
+        (("dkd:", "dkdd:"), 'did you mean "dkd"'),
         (("version: 1", "version: '1'"), "version"),
         (("sources: ", "source: "), 'did you mean "sources"'),
     ],

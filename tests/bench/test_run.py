@@ -31,6 +31,8 @@ def test_frozen_ids():
     assert (
         next(r for r in full.runs if r.startswith("dkd-resnet110-resnet32-s2")) == "dkd-resnet110-resnet32-s2-3a243e84"
     )
+    skd = protocols.resolve(protocols.load("streamlined"), "skd", "resnet20", 0, teacher=kd().teacher)
+    assert skd.run_id == "skd-resnet56-resnet20-s0-802721d5"
 
 
 def test_teacher_id_is_part_of_the_students():

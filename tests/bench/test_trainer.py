@@ -147,10 +147,10 @@ def test_curve_means_are_over_samples(tmp_path):
     seen = []
 
     class Recorder(trainer.Trainer):
-        def step(self, *inputs):
-            values = super().step(*inputs)
+        def step(self, *inputs, **options):
+            values, pulls = super().step(*inputs, **options)
             seen.append((len(inputs[0]), float(values[0])))
-            return values
+            return values, pulls
 
     original, trainer.Trainer = trainer.Trainer, Recorder
     try:
@@ -162,6 +162,46 @@ def test_curve_means_are_over_samples(tmp_path):
         part = seen[3 * epoch : 3 * epoch + 3]
         assert math.isclose(row["ce"], sum(n * value for n, value in part) / 80, rel_tol=1e-6)
         assert math.isclose(row["train_loss"], row["ce"], rel_tol=1e-12)
+
+
+def test_curve_tells_how_hard_each_term_pulls_at_the_logits(tmp_path):
+    """Against the closed forms of both gradients at the first step; a hint never sees the logits."""
+    dataset, teacher = tiny.dataset(), teacher_net()
+    run = tiny.run(tmp_path, "kd")
+    _, state = trainer.train(run, dataset, teacher, tmp_path / "kd.pt")
+    batch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
+    images, labels = dataset.normalise(batch.images[:32]), batch.labels[:32]
+    with trainer.seeded(run.seed, "student"):
+        student = zoo.build("resnet8").train()
+    with torch.no_grad():
+        z_s, z_t = student(images), teacher_net().eval()(images)
+    ce = 0.1 * (z_s.softmax(1) - nn.functional.one_hot(labels, 100)) / 32
+    kd = 0.9 * 4 * ((z_s / 4).softmax(1) - (z_t / 4).softmax(1)) / 32
+    row = state.curve[0]
+    assert math.isclose(row["grad_norm_ce"], float(ce.norm()), rel_tol=1e-4)
+    assert math.isclose(row["grad_norm_kd"], float(kd.norm()), rel_tol=1e-4)
+    assert all({"grad_norm_ce", "grad_norm_kd"} <= set(row) for row in state.curve)
+
+    _, state = trainer.train(tiny.run(tmp_path, "fitnet"), dataset, teacher_net(), tmp_path / "fitnet.pt")
+    assert state.curve[0]["grad_norm_hint"] == 0 < state.curve[0]["grad_norm_ce"]
+
+
+def test_measuring_gradients_changes_no_weight(tmp_path, monkeypatch):
+    run, dataset = tiny.run(tmp_path, "skd"), tiny.dataset()
+    measured, _ = trainer.train(run, dataset, teacher_net(), tmp_path / "a.pt")
+    monkeypatch.setattr(trainer, "gradient_norms", lambda terms, student: torch.zeros(3))
+    plain, _ = trainer.train(run, dataset, teacher_net(), tmp_path / "b.pt")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in measured.state_dict().items())
+
+
+def test_gradients_of_both_views_count():
+    logits = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    empty = torch.empty(0)
+    strong = zoo.Outputs(logits[1], (), (), empty, empty, nn.Identity())
+    outputs = zoo.Outputs(logits[0], (), (), empty, empty, nn.Identity(), strong)
+    terms = [3 * logits[0].sum() + 4 * logits[1].sum(), 2 * logits[1].sum(), torch.ones(4, requires_grad=True).sum()]
+    expected = [5 * math.sqrt(20), 2 * math.sqrt(20), 0]
+    assert trainer.gradient_norms(terms, outputs).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_step_schedule_counts_epochs_from_one():

@@ -97,6 +97,21 @@ def test_the_released_lambda_makes_the_whitening_inert() -> None:
     close(direction_loss(z_s, z_t, 0.1, 100), plain, 1e-3)
 
 
+@pytest.mark.parametrize("name", ["skd", "skd_paper"])
+def test_the_direction_can_be_weighted_apart(name: str) -> None:
+    """For ablations; where it is not said, one weight serves both terms and the parameters are as ever."""
+    z_s, z_t, labels = random_inputs(8, 10)
+    usual, apart, without = (
+        measure(name, {**PARAMS, **more}, z_s, z_t, labels) for more in ({}, {"dir_weight": 0.07}, {"dir_weight": 0.0})
+    )
+    for part in (0, 1):
+        close(apart["dir"][part], usual["dir"][part] / 10, 1e-12)
+        close(apart["kd"][part], usual["kd"][part], 1e-15)
+    assert without["dir"][0] == 0 and not without["dir"][1].any()
+    assert "dir_weight" not in reference.settings(name, PARAMS).model_dump()
+    assert reference.settings(name, {**PARAMS, "dir_weight": 0.0}).model_dump()["dir_weight"] == 0
+
+
 def test_only_directions_of_logits_count() -> None:
     z_s, z_t, _ = (torch.from_numpy(a) for a in random_inputs(5, 7))
     scale = torch.tensor([[0.1], [1.0], [3.0], [10.0], [500.0]], dtype=torch.float64)
