@@ -19,6 +19,7 @@ from zoo import architectures, build
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+METHODS = (ROOT / "methods" / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 SETUP = ["pip install -e . && python reproduce.py --grid quick", "pip install -e '.[test]' && pytest"]
@@ -79,8 +80,8 @@ def test_evaluate_command(tmp_path):
 
 
 def test_example_method_is_one_file_and_a_row(tmp_path):
-    """The README's example, dropped into a copy of the project, is a row of `--grid quick` without another edit."""
-    name, code = re.search(r"```python\n# (methods/\w+\.py)\n(.*?)```", README, re.S).groups()
+    """The example of methods/README.md, dropped into a copy of the project, is a row of `--grid quick`."""
+    name, code = re.search(r"```python\n# (methods/\w+\.py)\n(.*?)```", METHODS, re.S).groups()
     assert len(code.strip().splitlines()) <= 25
     for part in ("bench", "jobs", "methods", "zoo"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,6 +105,22 @@ def test_tables_name_what_exists():
     for name in re.findall(r"--grid (\w[\w-]*)", README):
         assert name in grids.names()
     assert all(re.fullmatch(r"[a-z0-9_]+", arch) for arch in architectures())
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.get(name).uses_teacher])
+def test_methods_are_listed_with_their_parameters(name):
+    """Each has its formula, and every number that the two published protocols set stands in their columns."""
+    _, formulas, parameters, *_ = METHODS.split("\n## ")
+    assert len(re.findall(rf"^\| `{name}` \|", formulas, re.M)) == 1
+    (row,) = (line for line in parameters.splitlines() if f"`{name}`" in line)
+    _, standard, streamlined = row.strip("| ").split(" | ")
+    for recipe, text in (("standard", standard), ("streamlined", f"{standard} {streamlined}")):
+        said = {float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", text)}
+        entry = protocols.load(recipe).methods[name]
+        for values in (entry.params, *entry.pairs.values(), entry.train):
+            for key, value in values.items():
+                ends = {value[0], value[-1]} if isinstance(value, list) else {value}
+                assert {end for end in ends if not isinstance(end, str)} <= said, (recipe, key)
 
 
 def test_printed_table_is_the_measured_one():

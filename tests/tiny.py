@@ -20,6 +20,7 @@ data: {dataset: embedded-1, train_images: 100}
 train: {epochs: 2, milestones: [1], batch: 32}
 methods:
   dkd: {params: {warm_up_epochs: 1}}
+  crd: {params: {negatives: 50}}
 """
 
 GRID = """\

@@ -152,3 +152,22 @@ def test_kept_grid_reads_back_equal(tmp_path):
     (tmp_path / grids.KEPT).write_text('{"grid": 3}')
     with pytest.raises(BadInput, match="--grid"):
         grids.read_kept(tmp_path)
+
+
+def test_a_method_gets_the_views_its_parameters_ask_for(tmp_path):
+    """MLKD's paired form under a protocol that trains it on one view is refused; its one-view form is not."""
+    tiny.write(tmp_path)
+    one_view = tiny.PROTOCOL + "  mlkd: {data: {views: weak, strong: null}}\n"
+    (tmp_path / "tiny.yaml").write_text(one_view)
+    paired = grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=["mlkd"])
+    with pytest.raises(BadInput, match='method "mlkd": its parameters need paired views, not weak'):
+        grids.expand(paired)
+    row = {"method": "mlkd", "params": {"strong_instance_weight": None}}
+    assert grids.expand(grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=[row])).runs
+
+
+def test_a_memory_larger_than_the_training_set_is_refused_before_anything_starts(tmp_path):
+    tiny.write(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(tiny.PROTOCOL.replace("negatives: 50", "negatives: 100"))
+    with pytest.raises(BadInput, match="negatives 100: only 99 of 100 training images"):
+        grids.expand(grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=["crd"]))

@@ -25,6 +25,8 @@ torch.set_num_threads(1)
 PAIRS = ("resnet20-resnet8", "wrn_16_2-wrn_16_1", "vgg13-vgg8")  # teacher-student
 CLASSES = 100
 BATCH = 4
+# Trains the teacher's embedding, whose memory the student is scored against.
+INDIRECT = {("crd", "crd_teacher")}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def scene(pair: str, dtype: torch.dtype = torch.float64) -> Scene:
             nn.init.uniform_(module.bias, -0.3, 0.3)
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
     teacher.eval().requires_grad_(False)
-    labels = torch.arange(3 * CLASSES) % CLASSES
+    labels = torch.arange(170 * CLASSES) % CLASSES  # room for 16,384 negatives
     indices = torch.tensor([0, 37, 299, 137])
     views = tuple(torch.randn(BATCH, 3, 32, 32, dtype=dtype) for _ in range(2))
     with torch.no_grad():
@@ -302,7 +304,7 @@ def test_a_step_runs_under_autocast(name: str) -> None:
 
 
 def test_every_term_pulls_at_the_student(name: str) -> None:
-    """A term that only trains the method's own modules would be no distillation."""
+    """A term that only trains the method's own modules would be no distillation by itself."""
     pair, leaves = "resnet20-resnet8", []
 
     def leaf(value: Tensor) -> Tensor:
@@ -316,7 +318,8 @@ def test_every_term_pulls_at_the_student(name: str) -> None:
     terms = method.terms(student, teacher_side(method, at.teacher_outputs), at.batch, at_epoch(5))
     for key, term in terms.items():
         gradients = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True)
-        assert any(gradient is not None and gradient.any() for gradient in gradients), key
+        pulls = any(gradient is not None and gradient.any() for gradient in gradients)
+        assert pulls or (name, key) in INDIRECT, key
 
 
 class Watch(TorchDispatchMode):

@@ -1,0 +1,105 @@
+"""Every method on every real pair at the real batch size: the shapes fit, and each term's gradient is finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import methods
+import zoo
+from bench import protocol
+from bench.run import Run, Teacher
+from zoo import Outputs
+
+torch.set_num_threads(1)
+PAIRS = (
+    "resnet56-resnet20",
+    "resnet110-resnet32",
+    "resnet32x4-resnet8x4",
+    "wrn_40_2-wrn_16_2",
+    "wrn_40_2-wrn_40_1",
+    "vgg13-vgg8",
+    "vgg13-vgg13",
+)
+BATCH, CLASSES, IMAGES = 64, 100, 50_000
+
+
+class Scene:
+    """Two untrained networks and what they say of a batch; the student's outputs are leaves, so nothing runs twice."""
+
+    def __init__(self, pair: str) -> None:
+        torch.manual_seed(0)
+        self.pair = pair
+        teacher, student = pair.split("-")
+        self.teacher, self.student = zoo.build(teacher).eval().requires_grad_(False), zoo.build(student)
+        generator = torch.Generator().manual_seed(1)
+        self.train_set = methods.TrainSet(torch.arange(IMAGES) % CLASSES, CLASSES)
+        indices = torch.randperm(IMAGES, generator=generator)[:BATCH]
+        self.batch = methods.Batch(self.train_set.labels[indices], indices)
+        images = torch.randn(BATCH, 3, 32, 32, generator=generator)
+        with torch.no_grad():
+            self.teachers_view, self.students_view = self.teacher.outputs(images), self.student.outputs(images)
+
+    def resolve(self, name: str, recipe: str) -> Run:
+        arch, student = self.pair.split("-")
+        teacher = Teacher(arch=arch, run_id="any") if methods.get(name).uses_teacher else None
+        return protocol.resolve(protocol.load(recipe), name, student, 0, teacher=teacher)
+
+
+def leaves(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:
+    """Outputs that gather gradients and lead no further back, and the tensors that gather them."""
+    made: list[Tensor] = []
+
+    def leaf(value: Tensor) -> Tensor:
+        made.append(value.clone().requires_grad_())
+        return made[-1]
+
+    new = replace(
+        outputs,
+        logits=leaf(outputs.logits),
+        features=tuple(map(leaf, outputs.features)),
+        preact=tuple(map(leaf, outputs.preact)),
+        last_map=leaf(outputs.last_map),
+        pooled=leaf(outputs.pooled),
+    )
+    return new, made
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def scene(request: pytest.FixtureRequest) -> Scene:
+    return Scene(request.param)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_step_fits(scene: Scene, name: str) -> None:
+    run = scene.resolve(name, "standard")
+    cls = methods.get(name)
+    teacher = scene.teacher if cls.uses_teacher else None
+    method = cls(methods.check(cls.Params, run.params, "test"), scene.student, teacher, scene.train_set).train()
+    student, gathered = leaves(scene.students_view)
+    seen = scene.teachers_view if cls.uses_teacher else None
+    if method.views == "paired":
+        student, seen = replace(student, strong=scene.students_view), replace(seen, strong=scene.teachers_view)
+    assert run.data.views == (method.views or "weak")
+    terms = method.terms(student, seen, scene.batch, methods.Progress(torch.tensor(20.0)))
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    reached = [value.grad for value in gathered if value.grad is not None]
+    assert reached and all(torch.isfinite(gradient).all() for gradient in reached)
+    for parameter, value in method.named_parameters():
+        assert value.grad is not None and torch.isfinite(value.grad).all(), parameter
+
+
+@pytest.mark.parametrize("recipe", sorted(set(protocol.names()) - {"first-look"}))
+@pytest.mark.parametrize("name", methods.names())
+def test_every_protocol_has_parameters_for_the_pair(scene: Scene, name: str, recipe: str) -> None:
+    """What is not a default of the class comes from the protocol, and the views it trains on are those it needs."""
+    run, cls = scene.resolve(name, recipe), methods.get(name)
+    params = methods.check(cls.Params, run.params, "test")
+    networks = [zoo.build_meta(arch, CLASSES) for arch in reversed(scene.pair.split("-"))]
+    with torch.device("meta"):
+        views = cls(params, *networks, methods.TrainSet(torch.zeros(IMAGES, dtype=torch.int64), CLASSES)).views
+    assert views is None or run.data.views == views
