@@ -180,7 +180,7 @@ def test_a_protocol_without_published_numbers_says_so_and_subtracts_nothing(tmp_
     report.write(tmp_path, grid.spec, grid.runs, plots=False, now=NOW)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "No published numbers exist under protocol sprint" in text
-    assert "standard, standard-480, streamlined, streamlined-revised" in text
+    assert "standard, standard-480, standard-sd-kd, streamlined, streamlined-revised" in text
     assert "ImageNet" not in text and tables.UNSTATED not in text
     assert not [name for name in pd.read_csv(tmp_path / "table.csv").columns if "difference" in name]
 
