@@ -19,8 +19,10 @@ import zoo
 from bench import protocol as protocols
 from bench import store, yamlio
 from bench.cells import Cell, TableSpec
+from bench.cost import cost_flop
 from bench.data import NUM_CLASSES, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
+from bench.store import KEPT
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 
@@ -242,9 +244,6 @@ def _no_collision(runs: Iterable[Run]) -> None:
             raise BadInput(f"two different runs share the id {run.run_id}: {seen[run.run_id]} and {text}")
 
 
-KEPT = "plan.json"  # in the results folder: what it was last used for, so that it can be read without the grid file
-
-
 def keep(grid: Grid, out: Path) -> None:
     """Write the expanded grid beside the results."""
     store.write_json(
@@ -255,6 +254,7 @@ def keep(grid: Grid, out: Path) -> None:
             "pairs": grid.pairs,
             "cells": [asdict(cell) for cell in grid.cells],
             "runs": {run_id: run.model_dump(mode="json") for run_id, run in grid.runs.items()},
+            "flop": {run_id: cost_flop(run) for run_id, run in grid.runs.items()},
         },
     )
 

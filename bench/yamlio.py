@@ -60,5 +60,5 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise BadInput(f'{kind} file "{path}": not valid YAML ({type(error).__name__}: {error}); correct it') from None
     if not isinstance(values, dict):
-        raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see bench/{kind}s/')
+        raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see an example')
     return values

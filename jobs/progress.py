@@ -10,9 +10,12 @@ from pathlib import Path
 
 from bench import store
 from jobs import claims
-from jobs.plan import Plan, cost_flop, measured_flop_per_s
+from jobs.plan import Plan, measured_flop_per_s
+from jobs.states import epochs_done
+from jobs.status import duration
 
 LIVE_EVERY_S = 1.0
+LOG_LINES = 5  # of a log, at the end
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Progress:
     out: Path
     workers: int
     live: bool = field(default_factory=lambda: sys.stdout.isatty())
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    failures: list[tuple[str, str, str, str]] = field(default_factory=list)
     _running: dict[str, float] = field(default_factory=dict)
     _settled: int = 0
     _flop_done: float = 0.0
@@ -32,7 +35,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._total = len(self.plan.to_do)
-        self._flop_total = sum(cost_flop(self.plan.grid.runs[run_id]) for run_id in self.plan.to_do)
+        self._flop_total = sum(map(self.plan.flop, self.plan.to_do))
 
     def started(self, run_id: str) -> None:
         self._running[run_id] = time.monotonic()
@@ -40,12 +43,13 @@ class Progress:
 
     def done(self, run_id: str, message: str) -> None:
         took = self._settle(run_id)
-        self._flop_done += cost_flop(self.plan.grid.runs[run_id])
+        self._flop_done += self.plan.flop(run_id)
         self._line(f"{self._count()} {run_id}  done  {message}{took}")
 
-    def failed(self, run_id: str, outcome: str, message: str) -> None:
+    def failed(self, run_id: str, outcome: str, message: str, log_tail: str = "") -> None:
+        """`log_tail` is shown at the end, where the message does not say what happened."""
         took = self._settle(run_id)
-        self.failures.append((run_id, outcome, message))
+        self.failures.append((run_id, outcome, message, log_tail))
         self._line(f"{self._count()} {run_id}  {outcome.upper()}  {message}{took}")
 
     def stopped(self, run_id: str, message: str) -> None:
@@ -73,11 +77,13 @@ class Progress:
     def finish(self) -> None:
         """Wipe the live line; repeat failures, each with its log and the way on."""
         self._line(None)
-        for run_id, outcome, message in self.failures:
+        for run_id, outcome, message, log_tail in self.failures:
             print(f"{outcome}: {run_id}: {message}")
             if outcome == "failed":
                 print(f"    log: {store.run_folder(self.out, run_id).log}")
-        if any(outcome == "failed" for _, outcome, _ in self.failures):
+            for line in log_tail.splitlines()[-LOG_LINES:]:
+                print(f"      {line}")
+        if any(outcome == "failed" for _, outcome, _, _ in self.failures):
             print("retry them with the same command and --retry-failed")
 
     def _settle(self, run_id: str) -> str:
@@ -92,7 +98,8 @@ class Progress:
         holder = claims.read(path) if (path := store.run_folder(self.out, run_id).path).is_dir() else None
         seen = holder.progress if holder else {}
         short = run_id.rsplit("-", 1)[0]
-        return f"{short} {seen['epoch']}/{seen['epochs']} {seen['top1']:.1f}" if seen.get("epochs") else short
+        top1 = f"{seen['top1']:.1f}" if "top1" in seen else ""
+        return " ".join(part for part in (short, epochs_done(seen), top1) if part)
 
     def _left(self) -> str:
         """Time left, from the speed of this call, else of earlier runs; nothing before there is a measurement."""
@@ -107,14 +114,3 @@ class Progress:
             print("\r\x1b[K", end="")
         if text is not None:
             print(text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """A time span as a person says it: 8s, 4m12s, 3h05m, 2d4h."""
-    seconds = max(0, round(seconds))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days}d{hours % 24}h"
-    if hours:
-        return f"{hours}h{minutes % 60:02d}m"
-    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

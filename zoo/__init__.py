@@ -1,23 +1,30 @@
 """Networks of the benchmark, the features methods distil from, and the loading of published checkpoints."""
 
-from zoo.checkpoints import load_weights, read_checkpoint, sha256
-from zoo.errors import BadInput, choose
-from zoo.outputs import Net, Outputs
-from zoo.registry import Shapes, architectures, build, build_meta, count_macs, count_parameters, shapes
+from importlib import import_module
 
-__all__ = [
-    "BadInput",
-    "Net",
-    "Outputs",
-    "Shapes",
-    "architectures",
-    "build",
-    "build_meta",
-    "choose",
-    "count_macs",
-    "count_parameters",
-    "load_weights",
-    "read_checkpoint",
-    "sha256",
-    "shapes",
-]
+from zoo.errors import BadInput, choose
+
+_MODULES = {
+    "Net": "outputs",
+    "Outputs": "outputs",
+    "Shapes": "registry",
+    "architectures": "registry",
+    "build": "registry",
+    "build_meta": "registry",
+    "count_macs": "registry",
+    "count_parameters": "registry",
+    "load_weights": "checkpoints",
+    "read_checkpoint": "checkpoints",
+    "sha256": "checkpoints",
+    "shapes": "registry",
+}
+
+__all__ = ["BadInput", "choose", *_MODULES]
+
+
+def __getattr__(name: str) -> object:
+    """Import the rest when it is first asked for: torch takes seconds, and what needs the errors alone has not them."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 
 import pytest
 import torch
@@ -55,6 +56,13 @@ def test_no_code_runs_from_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "bomb-went-off").exists()
 
 
+@pytest.fixture
+def folder(tmp_path):
+    folder = store.RunFolder(tmp_path / "run-a")
+    folder.path.mkdir()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -65,15 +73,67 @@ def test_no_code_runs_from_a_checkpoint(tmp_path, monkeypatch):
         ({"metrics": {"top1_last": True}}, "top1_last"),
     ],
 )
-def test_invalid_results_count_as_damaged(tmp_path, change, says):
-    folder = store.RunFolder(tmp_path / "run-a")
-    folder.path.mkdir()
+def test_invalid_results_count_as_damaged(folder, change, says):
     good = {"run_id": "run-a", "metrics": {"top1_last": 71.5}}
     folder.result.write_text(json.dumps(good))
     assert store.read_result(folder) == good
     folder.result.write_text(json.dumps({**good, **change}))
     with pytest.raises(store.Damaged, match=says):
         store.read_result(folder)
+
+
+def long_result(epochs: int = 240) -> dict:
+    chance = random.Random(0)
+    names = ("lr", "train_loss", "ce", "kd", "top1", "top5", "test_loss", "wall_s")
+    return {
+        "schema": 1,
+        "run_id": "run-a",
+        "config": {"method": "kd", "params": {"curve": [1, 2], "text": 'a\n "curve": [ "é'}},
+        "metrics": {"top1_last": 71.5},
+        "timing": {"train_s": 10.0},
+        "curve": [{"epoch": epoch, **{name: chance.random() for name in names}} for epoch in range(epochs)],
+    }
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 240])
+def test_result_reads_back_whole_and_without_its_curve(folder, epochs, monkeypatch):
+    result = long_result(epochs)
+    store.write_result(folder.result, result)
+    raw = json.loads(folder.result.read_text())
+    assert {name: value for name, value in raw.items() if name != "curve_crc32"} == result
+    assert store.read_result(folder) == raw and len(folder.result.read_text().splitlines()) < 50 + epochs
+    largest = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: largest.append(len(text)) or loads(text))
+    head = store.read_result(folder, curve=False)
+    assert head == {name: value for name, value in raw.items() if name != "curve"}
+    assert max(largest) < 1000  # the curve was not parsed
+    with pytest.raises(ValueError):
+        store.write_result(folder.result, {**result, "curve": [{"top1": float("nan")}]})
+
+
+@pytest.mark.parametrize("writer", ["write_result", "write_json"])  # write_json: as older versions wrote it
+def test_damage_is_seen_without_parsing_the_curve(folder, writer):
+    """Bytes cut off, changed or zeroed anywhere: read without the curve, a file is damaged exactly if it is with it."""
+
+    def verdict(curve: bool):
+        try:
+            result = store.read_result(folder, curve=curve)
+            return {name: value for name, value in result.items() if name != "curve"}
+        except store.Damaged:
+            return "damaged"
+
+    getattr(store, writer)(folder.result, long_result(20))
+    whole, chance = folder.result.read_bytes(), random.Random(1)
+    assert verdict(curve=False) == verdict(curve=True) != "damaged"
+    verdicts = []
+    for _ in range(300):
+        at, much = chance.randrange(len(whole)), chance.choice((1, 1, 64))
+        junk = chance.choice((b"", b"\0" * much, bytes(chance.randrange(256) for _ in range(much)), b'"', b"7"))
+        folder.result.write_bytes(whole[:at] + (junk + whole[at + len(junk) :] if junk else b""))
+        verdicts.append(verdict(curve=False))
+        assert verdicts[-1] == verdict(curve=True), (at, junk)
+    assert 150 < verdicts.count("damaged") < 300
 
 
 def test_set_aside_keeps_everything(tmp_path):

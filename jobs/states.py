@@ -1,0 +1,213 @@
+"""How far the runs of a grid are, from the files of its results folder alone.
+
+Nothing here imports torch, which takes seconds: `--status` answers at once, for a thousand runs as for ten.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import store
+from bench.cells import STATES, Cell, RunStatus
+from jobs import claims
+from zoo.errors import BadInput, choose
+
+ONLY_KEYS = ("method", "teacher", "student", "seed")
+ROLES = ("teacher", "student")  # `method=teacher` selects the Teacher row, `method=student` the Student row
+TO_DO = ("missing", "interrupted", "running")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be known of a run to say how far it is."""
+
+    seed: int
+    teacher: str | None  # the run id of its teacher
+    flop: float | None  # its cost; None where plan.json does not say
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A grid without its settings: what plan.json says of it in a few milliseconds."""
+
+    grid: str
+    protocol: str
+    protocol_version: int
+    runs: Mapping[str, Wanted]  # by run id, teachers before their students
+    cells: tuple[Cell, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class States:
+    """States of all runs of a grid, and the selected ones with the teachers they need, in the order to start them."""
+
+    statuses: Mapping[str, RunStatus]
+    selected: tuple[str, ...]
+
+    def of(self, *states: str) -> list[str]:
+        """The selected runs in one of these states, in order."""
+        return [run_id for run_id in self.selected if self.statuses[run_id].state in states]
+
+    def counts(self) -> dict[str, int]:
+        """How many selected runs are in each state."""
+        counted = Counter(self.statuses[run_id].state for run_id in self.selected)
+        return {state: counted[state] for state in STATES if counted[state]}
+
+
+def read_kept(out: Path) -> Outline | None:
+    """The grid that `out` was last used for, None where there is none. BadInput where plan.json cannot be read."""
+    path = out / store.KEPT
+    try:
+        kept = store.read_json(path)
+        if kept is None:
+            return None
+        flop = kept.get("flop", {})  # not in files of the first version
+        runs = {
+            str(run_id): Wanted(int(run["seed"]), run["teacher"] and str(run["teacher"]["run_id"]), flop.get(run_id))
+            for run_id, run in kept["runs"].items()
+        }
+        cells = tuple(Cell(**{**cell, "run_ids": tuple(cell["run_ids"])}) for cell in kept["cells"])
+        pairs = tuple((str(teacher), str(student)) for teacher, student in kept["pairs"])
+        named = {run_id for cell in cells for run_id in cell.run_ids}
+        if not named or not {*named, *(run.teacher for run in runs.values() if run.teacher)} <= set(runs):
+            raise ValueError("its cells and runs do not fit together")
+        if not all(run.flop is None or 0 <= run.flop < float("inf") for run in runs.values()):
+            raise ValueError("a cost is not a number")
+        protocol = kept["protocol"]
+        return Outline(str(kept["grid"]), str(protocol["name"]), int(protocol["version"]), runs, cells, pairs)
+    except (store.Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
+
+
+def look(outline: Outline, out: Path, only: Iterable[str] = (), *, curves: bool = False) -> States:
+    """The state of every run. `only` holds filters like "method=kd,student=resnet20": any of them may match.
+
+    With `curves` the results hold their curves, which a report needs and which take most of the time to read.
+    """
+    statuses = _survey(outline.runs, out, curves)
+    selected = select(outline, only)
+    teachers = {teacher for run_id in selected if (teacher := outline.runs[run_id].teacher)}
+    wanted = selected | teachers
+    unserved = {outline.runs[run_id].teacher for run_id in wanted if statuses[run_id].state != "done"}
+    for run_id in teachers & unserved:
+        if statuses[run_id].state == "done" and (fault := store.weights_fault(store.run_folder(out, run_id))):
+            statuses[run_id] = RunStatus(run_id, "missing", f"{fault}: made again, its students need it")
+    in_grid_order = [run_id for run_id in outline.runs if run_id in wanted]
+    # Teachers first, since students wait for them; then the longest, so that the slots stay busy to the end.
+    order = sorted(in_grid_order, key=lambda run_id: (run_id not in teachers, -(outline.runs[run_id].flop or 0)))
+    return States(statuses, tuple(order))
+
+
+def _survey(runs: Mapping[str, Wanted], out: Path, curves: bool) -> dict[str, RunStatus]:
+    """The state of each run from its files; students of a failed teacher are blocked."""
+    folder = out / "runs"
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    statuses = {
+        run_id: status(store.run_folder(out, run_id), curve=curves)
+        if run_id in present
+        else RunStatus(run_id, "missing", "not started")
+        for run_id in runs
+    }
+    for run_id, run in runs.items():
+        found = statuses[run_id]
+        if run.teacher and found.state in ("missing", "interrupted"):
+            teacher = statuses.get(run.teacher)
+            if teacher and teacher.state == "failed":
+                statuses[run_id] = RunStatus(run_id, "blocked", f"its teacher {run.teacher} failed")
+            elif teacher and teacher.state != "done" and found.state == "missing":
+                statuses[run_id] = RunStatus(run_id, "missing", f"waits for its teacher {run.teacher}")
+    return statuses
+
+
+def status(folder: store.RunFolder, *, curve: bool = False) -> RunStatus:
+    """The state of one run folder. A file that cannot be read counts as absent, and the reason says so."""
+    run_id, notes = folder.run_id, []
+    try:
+        result = store.read_result(folder, curve=curve)
+        if result:
+            return RunStatus(run_id, "done", "", result)
+    except store.Damaged as damage:
+        notes.append(f"{damage}, will be set aside")
+    holder = claims.read(folder.path)
+    if holder and holder.alive:
+        where = f"on {holder.host}, process {holder.pid}"
+        return RunStatus(run_id, "running", "; ".join([*notes, _progress(holder.progress) + where]))
+    try:
+        error = store.read_json(folder.error)
+        if error:
+            return RunStatus(run_id, "failed", str(error.get("message", "no message")))
+    except store.Damaged as damage:
+        notes.append(f"{damage}, will be set aside")
+    if folder.last.exists():
+        done = _progress(holder.progress if holder else {})
+        return RunStatus(run_id, "interrupted", "; ".join([*notes, f"{done}goes on from its checkpoint"]))
+    return RunStatus(run_id, "missing", "; ".join(notes) or ("started, no checkpoint yet" if holder else "not started"))
+
+
+def epochs_done(progress: Mapping[str, Any]) -> str:
+    """How far a claim says its run is, as "12.4/240"; "" where it does not say."""
+    if not progress.get("epochs"):
+        return ""
+    done = progress.get("epoch", 0)
+    if progress.get("steps"):
+        done = f"{done + progress.get('step', 0) / progress['steps']:.1f}"
+    return f"{done}/{progress['epochs']}"
+
+
+def _progress(progress: Mapping[str, Any]) -> str:
+    top1 = f", top-1 {progress['top1']:.1f}" if "top1" in progress else ""
+    return f"epoch {done}{top1}, " if (done := epochs_done(progress)) else ""
+
+
+def select(outline: Outline, only: Iterable[str]) -> set[str]:
+    """The runs of the cells that match any of the filters, all runs of the table without a filter."""
+    only = list(only)
+    filters = [_parse_filter(text, outline) for text in only]
+    chosen = set()
+    for cell in outline.cells:
+        for run_id in cell.run_ids:
+            facts = {
+                "method": cell.role if cell.role in ROLES else cell.method,
+                "teacher": cell.teacher,
+                "student": cell.student,
+                "seed": str(outline.runs[run_id].seed),
+            }
+            if not filters or any(all(facts[key] == value for key, value in wanted.items()) for wanted in filters):
+                chosen.add(run_id)
+    if not chosen:
+        raise BadInput(f'--only {" ".join(only)}: no run of grid "{outline.grid}" matches; drop a condition')
+    return chosen
+
+
+def _parse_filter(text: str, outline: Outline) -> dict[str, str]:
+    wanted = {}
+    for condition in text.split(","):
+        key, equals, value = condition.strip().partition("=")
+        if not equals:
+            raise BadInput(f'--only "{text}": write conditions as key=value, for example method=kd,student=resnet20')
+        choose("key of --only", key, ONLY_KEYS)
+        if key in wanted:
+            raise BadInput(f'--only "{text}": {key} is given twice; a run has one, so give two filters')
+        if (key, value) == ("method", "vanilla"):
+            value = "student"
+        known = _values(key, outline)
+        if key == "method" and value not in known:
+            import methods  # slow, and only to tell a method that this grid leaves out from a misspelt one
+
+            known.update(methods.names())
+        wanted[key] = choose(f"{key} of --only", value, known)
+    return wanted
+
+
+def _values(key: str, outline: Outline) -> set[str]:
+    if key == "method":
+        return {*ROLES, *(cell.method for cell in outline.cells if cell.role not in ROLES)}
+    if key == "seed":
+        return {str(run.seed) for run in outline.runs.values()}
+    return {teacher if key == "teacher" else student for teacher, student in outline.pairs}

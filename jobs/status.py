@@ -1,0 +1,214 @@
+"""What `--status` says: how far the runs are, what they cost so far and in all, who does them, what went wrong."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import store
+from bench.cells import RunStatus
+from jobs import claims, records, states
+from jobs.states import Outline, States
+
+MOST_RUNNING, MOST_OTHERS = 50, 10  # lines of a list, before "and 37 more"
+QUIET_S = 60.0  # without a step: said instead of the time left
+
+
+def report(outline: Outline, out: Path, found: States) -> str:
+    """All of it, for a person."""
+    running = {run_id: claims.read(store.run_folder(out, run_id).path) for run_id in found.of("running")}
+    jobs = records.submitted(out)
+    queued = [run_id for run_id in found.of("missing", "interrupted") if run_id in jobs]
+    interrupted = [run_id for run_id in found.of("interrupted") if run_id not in jobs]
+    return "\n".join(
+        [
+            headline(outline, found),
+            *_hours(outline, found, running),
+            *_running(running),
+            *_list("submitted, waiting", [f"{run_id}  job {jobs[run_id]}" for run_id in queued]),
+            *_failed(out, found),
+            *_blocked(outline, found),
+            *_list("interrupted", [f"{run_id}  {found.statuses[run_id].reason}" for run_id in interrupted]),
+            *_list("damaged", _damaged(found)),
+        ]
+    )
+
+
+def headline(outline: Outline, found: States) -> str:
+    """One line: what was wanted, and how many runs are in each state."""
+    counts = ", ".join(f"{count} {state}" for state, count in found.counts().items())
+    return (
+        f'grid "{outline.grid}", protocol "{outline.protocol}" v{outline.protocol_version}: '
+        f"{len(found.selected)} runs: {counts}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time span as a person says it: 8s, 4m12s, 3h05m, 2d4h."""
+    seconds = max(0, round(seconds))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d{hours % 24}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+@dataclass
+class _Kind:
+    """What runs on one kind of device have cost, in seconds of a whole GPU or of one CPU core."""
+
+    spent_s: float = 0.0
+    done_s: float = 0.0  # of those that are done and whose cost in FLOP is known
+    done_flop: float = 0.0
+    done: int = 0
+
+
+@dataclass
+class _Hours:
+    kinds: dict[tuple[str, str], _Kind] = field(default_factory=lambda: defaultdict(_Kind))  # by unit and name
+
+    def add_result(self, result: Mapping[str, Any], flop: float | None) -> None:
+        timing, origin = result.get("timing", {}), result.get("provenance", {})
+        threads = origin.get("threads")
+        seconds = timing.get("device_s")
+        if not isinstance(seconds, (int, float)):  # older results do not say
+            seconds = timing.get("train_s", 0.0) * (threads if isinstance(threads, int) else 1)
+        if not seconds > 0:  # a checkpoint: nothing was trained
+            return
+        kind = self.kinds["GPU" if threads is None else "CPU", str(origin.get("device", "unknown device"))]
+        kind.spent_s += seconds
+        if flop:
+            kind.done_s, kind.done_flop, kind.done = kind.done_s + seconds, kind.done_flop + flop, kind.done + 1
+
+    def add_running(self, progress: Mapping[str, Any]) -> tuple[str, str] | None:
+        if "device" not in progress:
+            return None
+        unit = "GPU" if "gpu" in progress else "CPU", progress["device"]
+        self.kinds[unit].spent_s += progress.get("wall_s", 0.0) * progress.get("devices", 1)
+        return unit
+
+
+def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder | None]) -> list[str]:
+    """Device hours spent, and those expected in all at the speed of the finished runs on the same kind of device.
+
+    What interrupted and failed runs have spent is in their checkpoints and logs, and not counted.
+    """
+    hours, ahead = _Hours(), defaultdict(float)  # FLOP still to do, by the kind of device where that is known
+    for run_id in found.selected:
+        status, flop = found.statuses[run_id], outline.runs[run_id].flop
+        if status.state == "done":
+            hours.add_result(status.result, flop)
+        elif status.state in states.TO_DO:
+            holder = running.get(run_id)
+            progress = holder.progress if holder else {}
+            ahead[hours.add_running(progress)] += (flop or 0.0) * (1 - _fraction(progress))
+    kinds = sorted(hours.kinds.items(), reverse=True)  # GPUs before CPUs
+    spent = " and ".join(f"{kind.spent_s / 3600:.3g} {unit}-hours on {name}" for (unit, name), kind in kinds)
+    if not sum(ahead.values()):  # all is done, or plan.json is of a version that says no costs
+        return [f"spent: {spent}"] if spent else []
+    measured = {key: kind for key, kind in hours.kinds.items() if kind.done}
+    if not measured:
+        return [f"spent: {spent}; no finished run yet to tell the rest from" if spent else "no finished run yet"]
+    usual = max(measured, key=lambda key: measured[key].done)
+    more = defaultdict(float)
+    for key, flop in ahead.items():
+        key = key if key in measured else usual
+        more[key] += flop * measured[key].done_s / measured[key].done_flop
+    total = " and ".join(
+        f"{(kind.spent_s + more[key]) / 3600:.3g}" + (f" {key[0]}-hours on {key[1]}" if len(kinds) > 1 else "")
+        for key, kind in kinds
+    )
+    runs = sum(kind.done for kind in measured.values())
+    return [f"spent: {spent}; about {total} expected in all, by the speed of {_count(runs, 'finished run')}"]
+
+
+def _fraction(progress: Mapping[str, Any]) -> float:
+    """How much of a run is done, 0 to 1."""
+    if not progress.get("epochs"):
+        return 0.0
+    within = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
+    return min(1.0, max(0.0, (progress.get("epoch", 0) + within) / progress["epochs"]))
+
+
+def _running(running: Mapping[str, claims.Holder | None]) -> list[str]:
+    rows = [(f"running ({len(running)})", "epoch", "top-1", "images/s", "left", "where")]
+    for run_id, holder in list(running.items())[:MOST_RUNNING]:
+        if holder is None:  # it has just ended
+            continue
+        seen = holder.progress
+        rows.append(
+            (
+                run_id,
+                states.epochs_done(seen),
+                f"{seen['top1']:.2f}" if "top1" in seen else "",
+                f"{seen['images_per_s']:,.0f}" if "images_per_s" in seen else "",
+                _left(seen),
+                _where(holder),
+            )
+        )
+    return [*_columns(rows), *_more(len(running) - MOST_RUNNING)] if running else []
+
+
+def _left(seen: Mapping[str, Any]) -> str:
+    if seen.get("idle_s", 0.0) > QUIET_S:
+        return f"no step for {duration(seen['idle_s'])}"
+    return duration(seen["left_s"]) if "left_s" in seen else ""
+
+
+def _where(holder: claims.Holder) -> str:
+    gpu, device = holder.progress.get("gpu"), holder.progress.get("device", "")
+    place = f"GPU {gpu} ({device})" if gpu is not None else device
+    return ", ".join(part for part in (holder.host, place, f"process {holder.pid}") if part)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table without lines: the first column and the last to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            text.ljust(width) if column in (0, last) else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _failed(out: Path, found: States) -> list[str]:
+    lines = [
+        f"{run_id}  {found.statuses[run_id].reason}\n      log: {store.run_folder(out, run_id).log}"
+        for run_id in found.of("failed")
+    ]
+    return [*_list("failed", lines), *(["  try them again with --retry-failed"] if lines else [])]
+
+
+def _blocked(outline: Outline, found: States) -> list[str]:
+    students = defaultdict(list)
+    for run_id in found.of("blocked"):
+        students[outline.runs[run_id].teacher].append(run_id)
+    groups = [f"{_count(len(runs), 'run')} by {teacher}" for teacher, runs in students.items()]
+    return _list("blocked", groups, len(found.of("blocked")))
+
+
+def _damaged(found: States) -> list[str]:
+    damaged: Iterable[RunStatus] = (found.statuses[run_id] for run_id in found.of("missing"))
+    return [f"{status.run_id}  {status.reason}" for status in damaged if "set aside" in status.reason]
+
+
+def _list(title: str, lines: Sequence[str], count: int | None = None) -> list[str]:
+    if not lines:
+        return []
+    shown = [f"  {line}" for line in lines[:MOST_OTHERS]]
+    return [f"{title} ({len(lines) if count is None else count}):", *shown, *_more(len(lines) - MOST_OTHERS)]
+
+
+def _more(count: int) -> list[str]:
+    return [f"  and {count} more"] if count > 0 else []
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
