@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, dataset: datasets.Dataset) -> Metrics:
+def evaluate(net: nn.Module, dataset: datasets.Dataset, on_batch: Callable[[], None] = lambda: None) -> Metrics:
     """Metrics of `net` in eval mode (its mode is restored); counts stay on the device until the end."""
     was_training = net.training
     net.eval()
@@ -41,6 +42,7 @@ def evaluate(net: nn.Module, dataset: datasets.Dataset) -> Metrics:
         hits = logits.topk(5, dim=1).indices == labels[:, None]
         loss = cross_entropy(logits, labels, reduction="sum")
         total += torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
+        on_batch()
     net.train(was_training)
     top1, top5, loss = total.tolist()
     n = len(dataset.test_labels)

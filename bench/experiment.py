@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bench.evaluate import evaluate
 from bench.protocol import CHECKPOINT
 from bench.provenance import provenance
 from bench.run import Data, Run, Teacher
+from bench.store import weights_fault
 from bench.trainer import CHECKPOINT_EVERY_S, State, summary, train
 from zoo.errors import BadInput
 
@@ -36,6 +38,12 @@ class Site:
     data_root: Path | None = None
     weights: Path | None = None  # the file of a checkpoint run
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
+    per_device: int = 1  # runs that share a GPU
+
+    @property
+    def devices(self) -> float:
+        """How much a run has: so many CPU cores, or such a part of a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1 / self.per_device
 
 
 def perform(
@@ -43,17 +51,19 @@ def perform(
     site: Site,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Do `run` (from its checkpoint, where there is one), write its files, result.json last, and return the result.
 
+    `should_stop`, `on_step`, `on_epoch` and `before_write` are the trainer's.
     Raises TeacherNotReady, trainer.Diverged, trainer.Stopped, store.Damaged (a broken checkpoint of this run).
     """
     folder = store.run_folder(site.out, run.run_id)
-    dataset = _dataset(run.data, site.data_root, site.device)
+    dataset = _dataset(run.data.dataset, run.data.train_images, site.data_root, site.device)
     if run.method == CHECKPOINT:
-        net, curve, timing = _evaluate_checkpoint(run, site, dataset)
+        net, curve, timing = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
     else:
         teacher = load_teacher(run.teacher, site.out) if run.teacher else None
         net, state = train(
@@ -62,11 +72,12 @@ def perform(
             teacher,
             folder.last,
             should_stop=should_stop,
+            on_step=on_step,
             on_epoch=on_epoch,
             before_write=before_write,
             checkpoint_every_s=site.checkpoint_every_s,
         )
-        curve, timing = state.curve, _timing(state, len(dataset.train_labels))
+        curve, timing = state.curve, _timing(state, len(dataset.train_labels), site.devices)
     before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
     result = {
@@ -82,7 +93,7 @@ def perform(
         "curve": curve,
     }
     before_write()
-    store.write_json(folder.result, result)
+    store.write_result(folder.result, result)
     folder.last.unlink(missing_ok=True)
     return result
 
@@ -93,32 +104,17 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
     reason = weights_fault(folder)
     if reason:
         raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
-    net = zoo.build(teacher.arch, datasets.NUM_CLASSES)
     try:
-        zoo.load_weights(net, folder.weights)
+        net = _network(teacher.arch, folder.weights, folder.weights.stat().st_mtime_ns)
     except BadInput as error:
         raise TeacherNotReady(
             f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
         ) from None
-    return net
-
-
-def weights_fault(folder: store.RunFolder) -> str | None:
-    """Why a run cannot serve as a teacher yet, or None: it is done and its weights are there, as long as written."""
-    try:
-        result = store.read_result(folder)
-    except store.Damaged as damage:
-        return str(damage)
-    if result is None:
-        return "not done"
-    size = folder.weights.stat().st_size if folder.weights.exists() else 0
-    if size != result.get("provenance", {}).get("weights_bytes", size) or not size:
-        return f"weights.pt is {'cut short' if size else 'missing'}"
-    return None
+    return copy.deepcopy(net)  # training may change its statistics
 
 
 def _evaluate_checkpoint(
-    run: Run, site: Site, dataset: datasets.Dataset
+    run: Run, site: Site, dataset: datasets.Dataset, on_batch: Callable[[], None]
 ) -> tuple[nn.Module, list[dict[str, Any]], dict[str, float]]:
     """A checkpoint is a run whose curve has one row: what its weights give on the test set."""
     started = time.monotonic()
@@ -128,7 +124,7 @@ def _evaluate_checkpoint(
         raise BadInput(f'weights file "{site.weights}" has changed since the grid was read: run the command again')
     net = zoo.build(run.student, datasets.NUM_CLASSES)
     zoo.load_weights(net, site.weights)
-    metrics = evaluate(net.to(site.device), dataset)
+    metrics = evaluate(net.to(site.device), dataset, on_batch)
     wall_s = round(time.monotonic() - started, 3)
     row = {
         "epoch": 0,
@@ -140,13 +136,24 @@ def _evaluate_checkpoint(
     return net, [row], {"train_s": 0.0}
 
 
-def _timing(state: State, images: int) -> dict[str, float]:
-    """Training time over all interruptions, evaluation included."""
-    train_s = state.curve[-1]["wall_s"]
-    return {"train_s": train_s, "images_per_s": round(images * len(state.curve) / train_s, 1)}
+def _timing(state: State, images: int, devices: float) -> dict[str, float]:
+    """Training time over all interruptions, evaluation included; `device_s` is that of a whole GPU, or of one core."""
+    return {
+        "train_s": round(state.wall_s, 3),
+        "device_s": round(state.wall_s * devices, 3),
+        "images_per_s": round(images * len(state.curve) / state.wall_s, 1),
+    }
 
 
 @lru_cache(maxsize=1)
-def _dataset(data: Data, root: Path | None, device: torch.device) -> datasets.Dataset:
-    """Kept from run to run of one worker: most grids have one data set."""
-    return datasets.load(data, root, device)
+def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
+    """Kept from run to run of one worker: in most grids many students follow one teacher."""
+    net = zoo.build(arch, datasets.NUM_CLASSES)
+    zoo.load_weights(net, weights)
+    return net
+
+
+@lru_cache(maxsize=1)
+def _dataset(name: str, train_images: int | None, root: Path | None, device: torch.device) -> datasets.Dataset:
+    """Kept from run to run of one worker, however they augment it: most grids have one data set."""
+    return datasets.load(Data(dataset=name, train_images=train_images, views="weak", strong=None), root, device)

@@ -170,12 +170,15 @@ def train(
     checkpoint: Path,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     before_write: Callable[[], None] = lambda: None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
 ) -> tuple[nn.Module, State]:
     """Train `run` from its checkpoint, or from the start; returns the student and the finished state.
 
+    `on_step` is called after each step, and after each batch of an evaluation, with the epoch under way (from 1), its
+    steps so far and in all: it tells training from hanging, and must be cheap.
     `before_write` is called before each checkpoint and may raise to keep it from being written.
     Raises Diverged for a loss that is not finite, Stopped (after saving) when `should_stop` says so at a step.
     """
@@ -194,6 +197,7 @@ def train(
 
     while state.epoch <= run.train.epochs:
         epoch = datasets.augmented_epoch(dataset, run.data, run.seed, state.epoch)
+        steps = epoch.steps(run.train.batch)
         trainer.begin_epoch(state.epoch)
         for part in datasets.slices(len(epoch.labels), run.train.batch, first=state.step):
             strong = None if epoch.strong_images is None else epoch.strong_images[part]
@@ -202,23 +206,33 @@ def train(
             )
             if state.step == 0:
                 state.pulls = pulls
-                state.losses = torch.zeros(epoch.steps(run.train.batch), len(values), device=values.device)
+                state.losses = torch.zeros(steps, len(values), device=values.device)
             state.losses[state.step] = values
             state.step += 1
+            on_step(state.epoch, state.step, steps)
             stop = should_stop()
             if stop or time.monotonic() - saved_at > checkpoint_every_s:
                 _check_finite(trainer, state)  # what has diverged is never saved as something to go on from
                 save()
             if stop:
                 raise Stopped
-        row = _finish_epoch(trainer, state, len(epoch.labels), time.monotonic() - started)
+        row = _finish_epoch(
+            trainer,
+            state,
+            len(epoch.labels),
+            time.monotonic() - started,
+            on_batch=lambda: on_step(state.epoch, state.step, state.step),
+        )
         state.curve.append(row)
         on_epoch(row)
         state.epoch, state.step, state.losses, state.pulls = state.epoch + 1, 0, None, None
+    state.wall_s = time.monotonic() - started  # with the last evaluation, which the last row leaves out
     return trainer.student, state
 
 
-def _finish_epoch(trainer: Trainer, state: State, samples: int, wall_s: float) -> dict[str, Any]:
+def _finish_epoch(
+    trainer: Trainer, state: State, samples: int, wall_s: float, on_batch: Callable[[], None]
+) -> dict[str, Any]:
     """The epoch's row of the curve: loss terms as means over samples, test metrics, wall time since the start."""
     _check_finite(trainer, state)
     batch = trainer.run.train.batch
@@ -226,7 +240,7 @@ def _finish_epoch(trainer: Trainer, state: State, samples: int, wall_s: float) -
     sizes[-1] = samples - batch * (state.step - 1)
     means = (state.losses.cpu().double() * sizes[:, None]).sum(dim=0) / samples
     pulls = [] if state.pulls is None else state.pulls.tolist()
-    metrics = evaluate(trainer.student, trainer.dataset)
+    metrics = evaluate(trainer.student, trainer.dataset, on_batch)
     if not math.isfinite(metrics.loss):
         raise Diverged(f"test loss is {metrics.loss} after epoch {state.epoch}")
     return {

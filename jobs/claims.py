@@ -14,11 +14,14 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HEARTBEAT_S = 10.0
+FIRST_HEARTBEAT_S, HEARTBEAT_S = 1.0, 10.0  # after each beat the next is twice as long in coming, up to HEARTBEAT_S
+HUNG_S = 900.0  # without a step: longer than any start, data set, first step or batch of an evaluation takes
+TEXTS = ("device", "gpu")  # in a claim's progress; everything else in it is a number
 STALE_S = 180.0  # without a heartbeat, for a claimant whose process cannot be looked at (another host)
 
 
@@ -60,12 +63,20 @@ class Claim:
         if _newest(self.folder) != self.generation:
             raise ClaimLost(f"{self.folder.name} was taken over by another process")
 
-    def keep_alive(self) -> threading.Thread:
-        """Start the thread that beats until release. A full disk or a lost claim ends the beating, not the process."""
+    def keep_alive(self, measure: Callable[[], dict[str, Any]] | None = None) -> threading.Thread:
+        """Start the thread that beats until release, each time with the progress that `measure` gives.
+
+        It beats as long as the process lives, also when the run hangs: only progress tells the two apart. A full disk
+        or a lost claim ends the beating, not the process.
+        """
 
         def run() -> None:
-            while not self._done.wait(HEARTBEAT_S):
+            pause_s = min(FIRST_HEARTBEAT_S, HEARTBEAT_S)
+            while not self._done.wait(pause_s):
+                pause_s = min(2 * pause_s, HEARTBEAT_S)
                 try:
+                    if measure:
+                        self.progress = measure()
                     self.beat()
                 except ClaimLost:
                     return
@@ -86,15 +97,36 @@ class Claim:
                 _path(self.folder, generation).unlink(missing_ok=True)
 
 
+@dataclass
+class Watch:
+    """Tells a run that goes on from one that hangs, by what its claims say from look to look.
+
+    Its worker beats in both cases, and in neither when it was stopped; only steps are progress.
+    """
+
+    _mark: tuple[object, ...] | None = None
+    _still_s: float = 0.0
+    _looked: float = field(default_factory=time.monotonic)
+
+    def still_s(self, folder: Path, most_s: float) -> float:
+        """For how long no step was seen. Between two looks at most `most_s` counts, as who looks may have slept."""
+        holder, now = read(folder), time.monotonic()
+        mark = (holder.generation, holder.pid, holder.progress.get("ticks")) if holder else None
+        self._still_s = self._still_s + min(now - self._looked, most_s) if mark == self._mark else 0.0
+        self._mark, self._looked = mark, now
+        return self._still_s
+
+
 def acquire(folder: Path) -> Claim | None:
     """Claim a run folder (made if missing); None while another live process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     holder = read(folder)
     if holder and holder.alive:
         return None
-    claim = Claim(folder, holder.generation + 1 if holder else 0, _identity())
+    # How far the dead one came stands until there is something newer to say.
+    claim = Claim(folder, holder.generation + 1 if holder else 0, _identity(), holder.progress if holder else {})
     temporary = folder / f".claim.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    temporary.write_text(json.dumps({**claim.me, "progress": holder.progress if holder else {}}))
+    temporary.write_text(json.dumps({**claim.me, "progress": claim.progress}))
     try:
         os.link(temporary, _path(folder, claim.generation))
     except FileExistsError:
@@ -123,10 +155,13 @@ def read(folder: Path) -> Holder | None:
 
 
 def _checked(progress: object) -> dict[str, Any]:
-    """Progress with all its numbers, else none: it is for showing only."""
-    numbers = ("epoch", "epochs", "top1")
-    whole = isinstance(progress, dict) and all(isinstance(progress.get(name), (int, float)) for name in numbers)
-    return dict(progress) if whole else {}
+    """Progress without what is not of its kind: it is for showing, and who shows it need not ask again."""
+    items = progress.items() if isinstance(progress, dict) else ()
+    return {
+        name: value
+        for name, value in items
+        if (isinstance(value, str) if name in TEXTS else isinstance(value, (int, float)) and abs(value) < 1e15)
+    }
 
 
 def _identity() -> dict[str, Any]:

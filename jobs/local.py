@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import experiment, store
+from bench import store
 from bench.grid import Grid
-from jobs import worker
-from jobs.plan import Plan, status
+from jobs import claims, worker
+from jobs.plan import Plan
 from jobs.progress import Progress
+from jobs.states import status
+from jobs.status import duration
 
 POLL_S = 0.5
 ELSEWHERE_S = 2.0  # between looks at runs that another driver's workers hold
+LOOK_S = 5.0  # between looks at how far our own workers are
 GRACE_S = 120.0  # for workers to reach the end of an evaluation and write their checkpoints
 ATTEMPTS = 2  # of a run whose worker dies, in one call: the second goes on from the checkpoint
 
@@ -43,8 +49,9 @@ def slots(device: torch.device, per_device: int | None) -> Slots:
         count = per_device or cores
         return Slots(("cpu",), count, max(1, cores // count))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    names = names[: torch.cuda.device_count()] if device.index is None else [names[device.index]]
+    found = torch.cuda.device_count()  # CUDA takes the names in the variable up to the first it does not know
+    names = [name.strip() for name in visible.split(",")] if visible else [str(index) for index in range(found)]
+    names = names[:found] if device.index is None else [names[device.index]]
     count = per_device or 1
     return Slots(tuple(names), count, max(1, cores // (count * len(names))))
 
@@ -53,12 +60,14 @@ def slots(device: torch.device, per_device: int | None) -> Slots:
 class _Slot:
     """A worker process, started when first needed and again after it died."""
 
-    name: str
+    device: str
     command: list[str]
     environment: dict[str, str]
     answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]]
     process: subprocess.Popen | None = None
     run_id: str | None = None
+    watch: claims.Watch = field(default_factory=claims.Watch)
+    hung: str = ""  # why we killed the process
 
     def start(self, run_id: str, order: dict) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -72,7 +81,7 @@ class _Slot:
                 start_new_session=True,  # Ctrl-C is the driver's to handle: workers are told through their input
             )
             threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
-        self.run_id = run_id
+        self.run_id, self.watch, self.hung = run_id, claims.Watch(), ""
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
@@ -84,6 +93,13 @@ class _Slot:
             self.answers.put((self, process, line))
         process.wait()
         self.answers.put((self, process, ""))
+
+    def kill(self) -> None:
+        """End the process and all it may have started. A stopped one, too."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
     def close(self) -> None:
         """End of orders: an idle worker leaves, a busy one writes its checkpoint first."""
@@ -107,9 +123,10 @@ class _Queue:
 
     def next(self) -> str | None:
         """Take the first run that can start now."""
+        waiting = self.waiting
         for run_id in self.pending:
             run = self.grid.runs[run_id]
-            if run.teacher is None or run.teacher.run_id not in self.waiting:
+            if run.teacher is None or run.teacher.run_id not in waiting:
                 self.pending.remove(run_id)
                 return run_id
         return None
@@ -138,22 +155,24 @@ def execute(
     todo = _Queue(plan.grid, out, plan.to_do)
     answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]] = queue.Queue()
     team = _team(where, out, data_root, answers)
-    looked = 0.0
+    looked = watched = time.monotonic()
     reason = None
     try:
         while todo.waiting:
             reason = should_stop()
             if reason:
                 break
-            for slot in team:
-                run_id = todo.next() if slot.run_id is None else None
-                if run_id:
-                    todo.in_hand.add(run_id)
-                    progress.started(run_id)
-                    slot.start(run_id, _order(plan.grid, run_id))
-            if todo.elsewhere and time.monotonic() - looked > ELSEWHERE_S:
+            while (slot := _idle(team)) and (run_id := todo.next()):
+                todo.in_hand.add(run_id)
+                progress.started(run_id)
+                slot.start(run_id, order(plan.grid, run_id))
+            now = time.monotonic()
+            if todo.elsewhere and now - looked > ELSEWHERE_S:
                 _look_elsewhere(todo, progress)
-                looked = time.monotonic()
+                looked = now
+            if now - watched > LOOK_S:
+                _kill_hung(team, out)
+                watched = now
             try:
                 slot, process, line = answers.get(timeout=POLL_S)
             except queue.Empty:
@@ -168,7 +187,7 @@ def execute(
 
 def _team(where: Slots, out: Path, data_root: Path | None, answers: queue.Queue) -> list[_Slot]:
     team = []
-    for number in range(where.per_device):
+    for _ in range(where.per_device):
         for device in where.devices:
             environment = {**os.environ, "OMP_NUM_THREADS": str(where.threads), "PYTHONUNBUFFERED": "1"}
             if device != "cpu":
@@ -183,14 +202,32 @@ def _team(where: Slots, out: Path, data_root: Path | None, answers: queue.Queue)
                 "cpu" if device == "cpu" else "cuda",
                 "--threads",
                 str(where.threads),
+                "--per-device",
+                str(where.per_device),
             ]
             if data_root:
                 command += ["--data", str(data_root.resolve())]
-            team.append(_Slot(f"{device}/{number}", command, environment, answers))
+            team.append(_Slot(device, command, environment, answers))
     return team
 
 
-def _order(grid: Grid, run_id: str) -> dict:
+def _idle(team: list[_Slot]) -> _Slot | None:
+    """An idle slot of the device with the fewest busy ones: no device has two runs while another has none."""
+    busy = Counter(slot.device for slot in team if slot.run_id)
+    return min((slot for slot in team if not slot.run_id), key=lambda slot: busy[slot.device], default=None)
+
+
+def _kill_hung(team: list[_Slot], out: Path) -> None:
+    """Kill the workers whose run stands still; their end is then seen like any other death."""
+    for slot in team:
+        still_s = slot.watch.still_s(store.run_folder(out, slot.run_id).path, 2 * LOOK_S) if slot.run_id else 0.0
+        if still_s > claims.HUNG_S:
+            slot.hung = f"hung: no step for {duration(still_s)}"
+            slot.kill()
+
+
+def order(grid: Grid, run_id: str) -> dict[str, Any]:
+    """What a worker is told of a run."""
     weights = grid.weights.get(run_id)
     return {"run": grid.runs[run_id].model_dump(mode="json"), "weights": str(weights) if weights else None}
 
@@ -221,20 +258,21 @@ def _settle(slot: _Slot, line: str, todo: _Queue, progress: Progress) -> None:
 def _worker_died(slot: _Slot, run_id: str, todo: _Queue, progress: Progress) -> None:
     folder = store.run_folder(todo.out, run_id)
     code = slot.process.wait()
-    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+    how = slot.hung or (f"signal {-code}" if code < 0 else f"exit status {code}")
     todo.attempts[run_id] = todo.attempts.get(run_id, 0) + 1
     if todo.attempts[run_id] < ATTEMPTS:
         progress.note(run_id, f"its worker died ({how}), once more from the checkpoint")
         todo.pending.insert(0, run_id)
         return
-    hint = " (out of memory?)" if code == -9 else ""
+    hint = " (out of memory?)" if code == -signal.SIGKILL and not slot.hung else ""
     message = f"worker died {ATTEMPTS} times, last with {how}{hint}"
-    worker.record_failure(folder, message, _tail(folder.log))
-    _give_up(run_id, worker.FAILED, message, todo, progress)
+    tail = tail_of(folder.log)
+    worker.record_failure(folder, message, tail)
+    _give_up(run_id, worker.FAILED, message, todo, progress, log_tail=tail)
 
 
-def _give_up(run_id: str, outcome: str, message: str, todo: _Queue, progress: Progress) -> None:
-    progress.failed(run_id, outcome, message)
+def _give_up(run_id: str, outcome: str, message: str, todo: _Queue, progress: Progress, log_tail: str = "") -> None:
+    progress.failed(run_id, outcome, message, log_tail)
     for student in todo.drop_students(run_id):
         progress.failed(student, worker.BLOCKED, f"its teacher {run_id} {outcome}")
 
@@ -247,7 +285,7 @@ def _look_elsewhere(todo: _Queue, progress: Progress) -> None:
         if found.state == "running":
             continue
         todo.elsewhere.discard(run_id)
-        if found.state == "done" and experiment.weights_fault(folder) is None:
+        if found.state == "done" and store.weights_fault(folder) is None:
             progress.done(run_id, f"top-1 {found.result['metrics']['top1_last']:.2f} (by another process)")
         elif found.state == "failed":
             _give_up(run_id, worker.FAILED, found.reason, todo, progress)
@@ -284,11 +322,12 @@ def _dismiss(team: list[_Slot], answers: queue.Queue, progress: Progress) -> Non
         pass
     for slot in team:
         if slot.process and slot.process.poll() is None:
-            slot.process.kill()
+            slot.kill()
             slot.process.wait()
 
 
-def _tail(path: Path, lines: int = 30) -> str:
+def tail_of(path: Path, lines: int = 30) -> str:
+    """The last lines of a log."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:

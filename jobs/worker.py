@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +27,7 @@ import torch
 
 from bench import experiment, store
 from bench.devices import parse_device
+from bench.provenance import device_name
 from bench.run import Run
 from bench.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
 from jobs import claims
@@ -59,39 +60,41 @@ def _attempt(
 ) -> tuple[str, str]:
     _say(f"{run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), code in {Path(__file__).parents[1]}")
     store.sweep(folder)
-    claim.keep_alive()
-    started = time.monotonic()
+    meter = _Meter(run, claim.progress)
+    claim.keep_alive(meter.measure)
 
     def on_epoch(row: dict[str, Any]) -> None:
         claim.check()
-        claim.progress = {
-            "epoch": row["epoch"],
-            "epochs": run.train.epochs,
-            "top1": row["top1"],
-            "wall_s": round(time.monotonic() - started, 1),
-        }
-        with contextlib.suppress(OSError):  # a full disk must not end a run that may yet finish
-            claim.beat()
-        numbers = "  ".join(f"{key} {value:.6g}" for key, value in row.items())
-        _say(numbers)
+        meter.top1 = row["top1"]
+        _say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
+
+    def perform() -> dict[str, Any]:
+        return experiment.perform(
+            run,
+            site,
+            should_stop=stop.is_set,
+            on_step=meter.on_step,
+            on_epoch=on_epoch,
+            before_write=claim.check,
+        )
 
     try:
-        _set_damaged_files_aside(folder)
-        done = store.read_result(folder)
-        if done and experiment.weights_fault(folder) is None:
+        done = _whole(folder.result, lambda: store.read_result(folder, curve=False))
+        if done and store.weights_fault(folder) is None:
             return DONE, _headline(done)  # finished by another process while we waited for the claim
         if done:
             store.set_aside(folder.result)  # its weights are gone: until they are made again it is not done
-        if store.read_json(folder.error):
-            return FAILED, store.read_json(folder.error).get("message", "")
+        if error := _whole(folder.error, lambda: store.read_json(folder.error)):
+            return FAILED, error.get("message", "")
         store.write_json(folder.config, run.model_dump(mode="json"))
+        meter.place = _place(site)
         try:
-            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch, before_write=claim.check)
+            result = perform()
         except store.Damaged as damage:
             _say(f"{damage}: set aside, starting again")
             store.set_aside(folder.last)
-            result = experiment.perform(run, site, should_stop=stop.is_set, on_epoch=on_epoch, before_write=claim.check)
-        _say(f"done: top-1 {result['metrics']['top1_last']:.2f}")
+            result = perform()
+        _say(f"done: {_headline(result)}")
         return DONE, _headline(result)
     except Stopped:
         _say("stopped, checkpoint written")
@@ -102,6 +105,56 @@ def _attempt(
         return BLOCKED, str(reason)
     except Exception as error:
         return FAILED, _fail(folder, error)
+
+
+class _Meter:
+    """How far a run is: takes down each step as it comes, and works out the rest when the heartbeat asks for it."""
+
+    def __init__(self, run: Run, inherited: dict[str, Any]) -> None:
+        self.epochs = run.train.epochs if run.train else 0
+        self.batch = run.train.batch if run.train else 0
+        self.top1 = inherited.get("top1")
+        self.place: dict[str, Any] = {}
+        # What the last claimant said stands until the first step.
+        self.inherited = {name: inherited[name] for name in ("epoch", "epochs", "step", "steps") if name in inherited}
+        self.began = self.moved = time.monotonic()
+        self.at: tuple[int, int, int] | None = None  # epoch under way, its steps so far and in all
+        self.first: tuple[float, int] = (0.0, 0)  # when the first step was seen, and the steps of the run until then
+        self.ticks = self.seen = 0
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        """Called at every step: no file, no clock but once."""
+        if self.at is None:
+            self.first = time.monotonic(), (epoch - 1) * steps + step
+        self.at = epoch, step, steps
+        self.ticks += 1
+
+    def measure(self) -> dict[str, Any]:
+        """The progress that a claim carries and `--status` shows. `ticks` stands still where a run hangs."""
+        now, at, ticks = time.monotonic(), self.at, self.ticks
+        if ticks != self.seen:
+            self.moved, self.seen = now, ticks
+        known = {"ticks": ticks, "idle_s": round(now - self.moved, 1), "wall_s": round(now - self.began, 1)}
+        if self.top1 is not None:
+            known["top1"] = self.top1
+        if at is None or not self.epochs:
+            return {**self.inherited, **known, **self.place}
+        epoch, step, steps = at
+        done, seconds = (epoch - 1) * steps + step, now - self.first[0]
+        progress = {"epoch": epoch - 1, "epochs": self.epochs, "step": step, "steps": steps, **known, **self.place}
+        if done > self.first[1] and seconds > 0:
+            per_s = (done - self.first[1]) / seconds  # evaluations included: what is left has them, too
+            progress["images_per_s"] = round(per_s * self.batch, 1)
+            progress["left_s"] = round((self.epochs * steps - done) / per_s, 1)
+        return progress
+
+
+def _place(site: experiment.Site) -> dict[str, Any]:
+    """Where a run is done, for a person."""
+    place = {"device": device_name(site.device), "devices": site.devices}
+    if site.device.type == "cuda":
+        place["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES") or str(site.device.index or 0)
+    return place
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -136,12 +189,13 @@ def record_failure(folder: store.RunFolder, message: str, details: str) -> None:
         store.write_json(folder.error, record)
 
 
-def _set_damaged_files_aside(folder: store.RunFolder) -> None:
-    for path, read in ((folder.result, lambda _: store.read_result(folder)), (folder.error, store.read_json)):
-        try:
-            read(path)
-        except store.Damaged as damage:
-            _say(f"{damage}: set aside as {store.set_aside(path).name}")
+def _whole(path: Path, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What `read` gives; a damaged file is set aside and counts as absent."""
+    try:
+        return read()
+    except store.Damaged as damage:
+        _say(f"{damage}: set aside as {store.set_aside(path).name}")
+        return None
 
 
 @contextlib.contextmanager
@@ -172,7 +226,7 @@ def _say(text: str) -> None:
 
 def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
     """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
-    stop = threading.Event()
+    stop, left = threading.Event(), threading.Event()
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a signal may put
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (stop.set(), waiting.put(None)))
@@ -182,6 +236,8 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
             waiting.put(line)
         stop.set()
         waiting.put(None)
+        if not left.wait(claims.HUNG_S):
+            os._exit(1)  # it hangs, and the driver that would see to that is gone: its claim must not live for ever
 
     threading.Thread(target=listen, name="orders", daemon=True).start()
     while not stop.is_set() and (line := waiting.get()):
@@ -193,6 +249,7 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
             file=answers,
             flush=True,
         )
+    left.set()
 
 
 def main() -> None:
@@ -200,6 +257,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--per-device", type=int, default=1, help="workers that share the device")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
     args = parser.parse_args()
@@ -210,7 +268,7 @@ def main() -> None:
     def site_of(weights: str | None) -> experiment.Site:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it
         file = Path(weights) if weights else None
-        return experiment.Site(args.out, device, args.data, file, args.checkpoint_every_s)
+        return experiment.Site(args.out, device, args.data, file, args.checkpoint_every_s, args.per_device)
 
     serve(site_of, sys.stdin, answers)
 

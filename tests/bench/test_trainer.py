@@ -10,6 +10,7 @@ from torch import nn
 
 import zoo
 from bench import data as datasets
+from bench import evaluate as evaluation
 from bench import store, trainer
 from bench.run import Train
 from tests import tiny
@@ -202,6 +203,17 @@ def test_gradients_of_both_views_count():
     terms = [3 * logits[0].sum() + 4 * logits[1].sum(), 2 * logits[1].sum(), torch.ones(4, requires_grad=True).sum()]
     expected = [5 * math.sqrt(20), 2 * math.sqrt(20), 0]
     assert trainer.gradient_norms(terms, outputs).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_step_and_every_batch_of_an_evaluation_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 16)
+    dataset, told = tiny.dataset(80), []
+    trainer.train(
+        tiny.run(tmp_path, "vanilla"), dataset, None, tmp_path / "last.pt", on_step=lambda *at: told.append(at)
+    )
+    assert len(dataset.test_labels) == 40
+    epochs = [[(e, step, 3) for step in (1, 2, 3)] + [(e, 3, 3)] * 3 for e in (1, 2)]  # 80 in 32s, 40 in 16s
+    assert told == epochs[0] + epochs[1]
 
 
 def test_step_schedule_counts_epochs_from_one():

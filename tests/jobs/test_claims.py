@@ -127,3 +127,26 @@ def test_heartbeat_thread_refreshes_the_file(tmp_path, monkeypatch):
     claim.release()
     thread.join(timeout=5)
     assert not thread.is_alive() and os.listdir(tmp_path / "run") == []
+
+
+def test_heartbeat_carries_what_is_measured_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.02)
+    claim, asked = claims.acquire(tmp_path / "run"), []
+    claim.keep_alive(lambda: asked.append(1) or {"ticks": len(asked), "device": "a GPU"})
+    deadline = time.monotonic() + 5
+    while claims.read(tmp_path / "run").progress.get("ticks", 0) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert claims.read(tmp_path / "run").progress["ticks"] >= 3
+    assert claims.read(tmp_path / "run").progress["device"] == "a GPU"
+    claim.release()
+
+
+def test_progress_is_of_its_kind_or_left_out(tmp_path):
+    write_foreign(tmp_path / "run")
+    path = tmp_path / "run" / "claim.json"
+    said = json.loads(path.read_text())
+    odd = {"epoch": "3", "epochs": None, "top1": float("nan"), "left_s": float("inf"), "gpu": 3, "wall_s": 10**400}
+    path.write_text(json.dumps({**said, "progress": {**odd, "device": "x", "step": 2}}))
+    assert claims.read(tmp_path / "run").progress == {"device": "x", "step": 2}
+    path.write_text(json.dumps({**said, "progress": [1]}))
+    assert claims.read(tmp_path / "run").progress == {}

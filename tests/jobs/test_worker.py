@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -181,3 +182,53 @@ def test_result_says_what_and_where(undisturbed):
     assert {"epoch", "lr", "train_loss", "ce", "kd", "top1", "wall_s"} <= set(result["curve"][0])
     assert result["provenance"]["versions"]["torch"] == torch.__version__
     assert len(result["provenance"]["method_sha256"]) == 64 and result["provenance"]["device"]
+
+
+def test_progress_is_worked_out_when_asked_for(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = student_run(tmp_path, "kd")  # two epochs; of 4 steps of 32 images
+    meter = worker._Meter(run, {"epoch": 1, "epochs": 2, "top1": 7.5, "left_s": 99.0, "ticks": 50})
+    now[0] += 5
+    # Before the first step: where the last claimant was, and nothing of its speed.
+    assert meter.measure() == {"epoch": 1, "epochs": 2, "top1": 7.5, "ticks": 0, "idle_s": 5.0, "wall_s": 5.0}
+    meter.on_step(1, 3, 4)  # it goes on from a checkpoint after two steps; the first step tells no speed
+    assert {"images_per_s", "left_s"}.isdisjoint(meter.measure())
+    now[0] += 2
+    meter.on_step(1, 4, 4)
+    now[0] += 2
+    meter.on_step(1, 4, 4)  # a batch of the evaluation: no step, but no standstill
+    meter.top1 = 12.25
+    seen = meter.measure()
+    assert (seen["epoch"], seen["step"], seen["steps"], seen["top1"]) == (0, 4, 4, 12.25)
+    assert seen["images_per_s"] == pytest.approx(32 / 4) and seen["left_s"] == pytest.approx(4 * 4)
+    assert (seen["ticks"], seen["idle_s"], seen["wall_s"]) == (3, 0.0, 9.0)
+    now[0] += 60
+    assert meter.measure()["idle_s"] == 60.0 and meter.measure()["ticks"] == 3
+    meter.place = worker._place(experiment.Site(tmp_path, torch.device("cpu")))
+    told = json.loads(json.dumps(meter.measure()))
+    assert claims._checked(told) == told and told["device"] and told["devices"] == torch.get_num_threads()
+
+
+def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
+    """Nobody watches it any more, and its heartbeat would keep the run from everybody else for ever."""
+    begun, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(claims, "HUNG_S", 0.05)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+
+    def hang(*_):
+        begun.set()
+        return (worker.DONE if ended.wait(10) else "hung"), ""
+
+    def orders():
+        yield order(teacher_run(tmp_path))
+        begun.wait(10)  # then the driver dies
+
+    monkeypatch.setattr(worker, "do", hang)
+    answers = io.StringIO()
+    worker.serve(lambda weights: None, orders(), answers)
+    assert json.loads(answers.getvalue())["outcome"] == worker.DONE
+    ended.clear()
+    worker.serve(lambda weights: None, iter(()), answers)
+    assert not ended.wait(0.5)  # one that leaves in time is let go
