@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -67,17 +68,25 @@ def parser() -> Parser:
         "--executor",
         choices=("auto", "local", "slurm"),
         default="auto",
-        help="auto is local: this version submits nothing to SLURM",
+        help="auto: SLURM where sbatch is there and this is no allocation already, else local",
+    )
+    where.add_argument(
+        "--cluster",
+        metavar="NAME|FILE",
+        help="what SLURM jobs ask for: a YAML file like jobs/clusters/example.yaml "
+        "(default: one GPU, two cores, and the cluster's own defaults)",
     )
     how = made.add_argument_group("how")
     how.add_argument("--time-budget", metavar="MIN", type=float, help="stop after MIN minutes, with checkpoints")
     how.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their checkpoints")
     how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
+    how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
     instead = made.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the plan: counts, a reason per run, cost")
     instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
     instead.add_argument("--report", action="store_true", help="write table and plots from files only")
+    instead.add_argument("--cancel", action="store_true", help="end the SLURM jobs that were submitted for --out")
     return made
 
 
@@ -106,17 +115,36 @@ def _refuse(message: str) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    from jobs import plan as plans  # torch is slow to import: --help and wrong flags should not wait for it
-
     _check_arguments(args)
+    if args.cancel:
+        return _cancel(args)
+    if args.status:
+        return _status(args)
+    slurm = _uses_slurm(args)
+    from jobs import plan as plans  # torch is slow to import: --help, wrong flags and --status should not wait for it
+
     grid = _grid(args)
-    plan = plans.make(grid, args.out, args.only)
-    if args.status or args.dry_run:
-        _print_plan(plan, verbose=args.dry_run)
-        return _exit_status(plan) if args.status else DONE
     if args.report:
-        return _report(plan, args)
-    return _execute(plan, args)
+        return _report(grid, args)
+    plan = plans.make(grid, args.out, args.only)
+    if args.dry_run:
+        _print_plan(plan, verbose=True)
+        return DONE
+    return _submit(plan, args) if slurm else _execute(plan, args)
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Print how far the runs are. Without --grid the plan kept in --out is enough, and nothing slow is imported."""
+    from jobs import states, status
+
+    kept = states.read_kept(args.out) if args.grid is None and args.protocol is None and args.seeds is None else None
+    if kept is None:
+        from jobs import plan as plans
+
+        kept = plans.outline(_grid(args))
+    found = states.look(kept, args.out, args.only)
+    print(status.report(kept, args.out, found))
+    return _exit_status(found)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -124,10 +152,35 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise BadInput(f"--slots {args.slots}: give 1 to {MOST_SLOTS}")
     if args.time_budget is not None and not args.time_budget > 0:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
-    if args.executor == "slurm":
-        raise BadInput("--executor slurm: this version runs locally only; use --executor local inside an allocation")
     if args.out.exists() and not args.out.is_dir():
         raise BadInput(f'--out "{args.out}" is a file: give a folder')
+
+
+def _uses_slurm(args: argparse.Namespace) -> bool:
+    """Whether this call submits; BadInput where what it asks for does not go with that."""
+    if args.status or args.dry_run or args.report:
+        return False
+    from jobs import scheduler
+
+    if args.executor == "slurm" and shutil.which("sbatch") is None:
+        raise BadInput("--executor slurm: there is no sbatch here; use --executor local, or log in to the cluster")
+    slurm = args.executor == "slurm" or (args.executor == "auto" and scheduler.available())
+    if slurm and args.time_budget is not None:
+        raise BadInput("--time-budget is for runs on this machine: with SLURM set timeout_min in the cluster file")
+    if slurm and args.slots is not None:
+        raise BadInput("--slots is for runs on this machine: with SLURM set runs_per_job in the cluster file")
+    if slurm and args.device not in ("auto", "cpu", "cuda"):
+        raise BadInput(f'--device "{args.device}": SLURM chooses the GPU; give auto, cpu or cuda')
+    if not slurm and args.cluster is not None:
+        raise BadInput("--cluster is for SLURM, and this runs here: add --executor slurm, or leave it out")
+    return slurm
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from jobs import slurm
+
+    print(slurm.cancel(args.out))
+    return DONE
 
 
 def _grid(args: argparse.Namespace):
@@ -185,29 +238,91 @@ def _execute(plan, args: argparse.Namespace) -> int:
             plan, args.out, where, data_root=data.cifar100_root(args.data), should_stop=should_stop, progress=progress
         )
     progress.finish()
-    plan = plans.make(plan.grid, args.out, args.only)
+    return _finish(plan, args, reason)
+
+
+def _finish(plan, args: argparse.Namespace, stopped_early: str | None) -> int:
+    """Report on what there is now."""
     try:
-        status = _report(plan, args)
+        status = _report(plan.grid, args)
     except BadInput as error:  # the runs are done all the same
         _refuse(str(error))
         status = INCOMPLETE
-    if reason:
-        print(f"stopped early: {reason}; the same command goes on")
+    if stopped_early:
+        print(f"stopped early: {stopped_early}; the same command goes on")
         return STOPPED_EARLY
     return status
 
 
-def _report(plan, args: argparse.Namespace) -> int:
-    from bench import report
+def _submit(plan, args: argparse.Namespace) -> int:
+    import torch
 
+    from bench import data, grid
+    from bench.devices import check_precision
+    from jobs import cluster, scheduler, slurm
+    from jobs import plan as plans
+
+    resources = cluster.load(args.cluster).of_all(plan.grid, device=args.device)
+    for run_id in plan.selected:
+        check_precision(args.precision, torch.device(cluster.device(resources[run_id], args.device)))
+    _check_writable(args.out)
+    if plan.to_do or args.force or args.retry_failed:
+        scheduler.check_accepted([resources[run_id] for run_id in plan.selected], args.out.resolve())
+        data.prepare(plan.grid.protocol.data, args.data)
+    with slurm.desk(args.out) as desk:
+        if args.force:
+            queued = [run_id for run_id in plan.selected if run_id in desk.queued]
+            if queued:
+                raise BadInput(f"--force: {queued[0]} is in the queue as job {desk.queued[queued[0]]}: --cancel first")
+            plans.force(plan, args.out, args.only)
+        if args.retry_failed:
+            desk.forget(plans.retry_failed(plan, args.out))
+        plan = plans.make(plan.grid, args.out, args.only)
+        grid.keep(plan.grid, args.out)
+        _print_plan(plan, verbose=False)
+        for line in desk.notes:
+            print(line)
+        for line in desk.submit(plan, resources, device=args.device, data_root=data.cifar100_root(args.data)):
+            print(line, flush=True)
+        queued = [run_id for run_id in plan.to_do if run_id in desk.queued]
+    if not plan.to_do:
+        return _finish(plan, args, None)
+    print(f"{len(queued)} of {len(plan.to_do)} runs to do are in the queue")
+    if args.wait:
+        return _wait(plan, queued, args)
+    print("follow them with the same command and --wait, or --status; --report makes the table, --cancel ends the jobs")
+    return STOPPED_EARLY
+
+
+def _wait(plan, queued: list[str], args: argparse.Namespace) -> int:
+    from jobs import plan as plans
+    from jobs import slurm
+    from jobs.progress import Progress
+
+    progress = Progress(plan, args.out, workers=1)
+    with _stop_signals("stopping to follow: the jobs go on, --cancel ends them") as stopped:
+        reason = slurm.follow(plan, args.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
+    progress.finish()
+    left = plans.make(plan.grid, args.out, args.only)
+    if reason == slurm.NOT_ALL and len(left.to_do) < len(plan.to_do):  # there is room in the queue again
+        args.force = args.retry_failed = False
+        return _submit(left, args)
+    return _finish(plan, args, reason)
+
+
+def _report(grid, args: argparse.Namespace) -> int:
+    from bench import report
+    from jobs import plan as plans
+
+    plan = plans.make(grid, args.out, args.only, curves=True)
     try:
-        written = report.write(args.out, plan.grid.table, plan.statuses, plots=not args.no_plots)
+        written = report.write(args.out, grid.table, plan.statuses, plots=not args.no_plots)
     except OSError as error:
         raise BadInput(
             f'cannot write the report to "{args.out}": {error.strerror}; the results are safe in runs/, '
             "make room or give rights, then --report"
         ) from None
-    print(report.terminal(plan.grid.table, plan.statuses))
+    print(report.terminal(grid.table, plan.statuses))
     tables = [path for path in written if path.parent == args.out]
     print(
         f"\nwrote {', '.join(str(path) for path in tables)}"
@@ -216,25 +331,21 @@ def _report(plan, args: argparse.Namespace) -> int:
     return _exit_status(plan)
 
 
-def _exit_status(plan) -> int:
+def _exit_status(found) -> int:
     """0 if every selected run is done, 1 otherwise."""
-    return DONE if set(plan.counts()) <= {"done"} else INCOMPLETE
+    return DONE if set(found.counts()) <= {"done"} else INCOMPLETE
 
 
 def _print_plan(plan, *, verbose: bool) -> None:
-    from jobs.plan import cost_flop, measured_flop_per_s
-    from jobs.progress import duration
+    from jobs.plan import measured_flop_per_s
+    from jobs.status import duration, headline
 
-    counts = plan.counts()
-    print(
-        f'grid "{plan.grid.name}", protocol "{plan.grid.protocol.name}" v{plan.grid.protocol.version}: '
-        f"{len(plan.selected)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items())
-    )
+    print(headline(plan.outline, plan))
     for run_id in plan.selected:
         found = plan.statuses[run_id]
         if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
             print(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
-    flop = sum(cost_flop(plan.grid.runs[run_id]) for run_id in plan.to_do)
+    flop = sum(map(plan.flop, plan.to_do))
     if flop:
         speed = measured_flop_per_s(plan)
         guess = (
@@ -261,6 +372,9 @@ def _check_writable(out: Path) -> None:
 class _stop_signals:
     """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C is a KeyboardInterrupt again."""
 
+    def __init__(self, says: str = "stopping: workers write their checkpoints (once more to kill them)") -> None:
+        self.says = says
+
     def __enter__(self) -> threading.Event:
         self.event = threading.Event()
         self.old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -268,7 +382,7 @@ class _stop_signals:
 
     def _ask(self, number: int, frame: object) -> None:
         if not self.event.is_set():
-            print("\nstopping: workers write their checkpoints (once more to kill them)", flush=True)
+            print(f"\n{self.says}", flush=True)
         self.event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

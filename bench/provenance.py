@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import platform
 import socket
 import subprocess
@@ -16,10 +17,12 @@ import torch
 
 import methods
 
+SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made from
+
 
 def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any]:
     """A JSON-ready record. `method_sha256` is of the source file of the method's class ("" for a checkpoint)."""
-    commit, dirty = _git()
+    commit, dirty = code_version()
     return {
         "versions": _versions(),
         "device": device_name(device),
@@ -56,9 +59,14 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _git() -> tuple[str | None, bool | None]:
+def code_version() -> tuple[str | None, bool | None]:
     """Commit of the code that runs, and whether tracked files differ from it; (None, None) outside a checkout."""
     folder = Path(__file__).parent
+    try:
+        said = json.loads((folder.parent / SNAPSHOT).read_bytes())
+        return said["git_commit"], said["git_dirty"]
+    except FileNotFoundError:
+        pass
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout

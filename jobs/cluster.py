@@ -1,0 +1,150 @@
+"""The cluster file: what a SLURM job asks for, in YAML, checked before anything is submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+import methods
+import zoo
+from bench import yamlio
+from bench.grid import Grid
+from bench.protocol import CHECKPOINT
+from bench.run import Run
+from jobs.plan import ROLES
+from methods import Settings, check
+from zoo.errors import BadInput, choose
+
+FOLDER = Path(__file__).parent / "clusters"
+# Options of sbatch that submission itself sets: another value would break resuming, waiting or finding the jobs again.
+OURS = {
+    **dict.fromkeys(("array", "dependency", "kill-on-invalid-dep", "chdir", "job-name", "output", "error"), None),
+    **dict.fromkeys(("requeue", "no-requeue", "wrap", "export", "ntasks", "nodes", "parsable", "test-only"), None),
+    "signal": "signal_delay_s",
+    "time": "timeout_min",
+    "mem": "mem_gb",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+}
+
+Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+
+
+class Resources(Settings):
+    """What one job asks for. None leaves it to the cluster."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    timeout_min: Annotated[int, Field(gt=0, le=60 * 24 * 366)] | None = None  # None: the partition's default
+    mem_gb: PositiveFloat | None = None
+    cpus_per_task: Annotated[int, Field(gt=0, le=4096)] = 2
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1  # of a job; a run uses one
+    array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
+    runs_per_job: PositiveInt = 1  # never for teachers: their students wait for one task each
+    signal_delay_s: Annotated[int, Field(ge=1, le=3600)] = 120  # before the time limit: stop and write the checkpoint
+    setup: list[str] = []  # lines of shell that run first
+    additional: dict[str, str | int | float | bool] = {}  # other options of sbatch, without the dashes
+
+    @model_validator(mode="after")
+    def _limit_after_signal(self) -> Resources:
+        if self.timeout_min is not None and self.signal_delay_s >= 60 * self.timeout_min:
+            raise ValueError(f"signal_delay_s {self.signal_delay_s} leaves nothing of timeout_min {self.timeout_min}")
+        return self
+
+    @field_validator("additional")
+    @classmethod
+    def _not_ours(cls, additional: dict[str, Any]) -> dict[str, Any]:
+        options = {name.replace("_", "-"): value for name, value in additional.items()}
+        for name in options:
+            if name in OURS:
+                instead = f"use {OURS[name]}" if OURS[name] else "submission sets it"
+                raise ValueError(f'"{name}" has no place in additional: {instead}')
+        return options
+
+
+class Match(Settings):
+    """Which runs a class is for: all conditions hold. `method: teacher` is any run that others learn from."""
+
+    method: str | list[str] | None = None
+    teacher: str | list[str] | None = None
+    student: str | list[str] | None = None
+
+    def fits(self, run: Run, is_teacher: bool) -> bool:
+        facts = {
+            "method": {run.method, "teacher" if is_teacher else "student" if run.teacher is None else run.method},
+            "teacher": {run.teacher.arch if run.teacher else None},
+            "student": {run.student},
+        }
+        return all(facts[key] & set(_many(value)) for key, value in self if value is not None)
+
+
+class ResourceClass(Resources):
+    """Settings that replace the file's own for the runs that match."""
+
+    match: Match
+
+    def _limit_after_signal(self) -> ResourceClass:
+        return self  # half of the two numbers may stand in the file's own settings: `Cluster.resources` checks both
+
+
+class Cluster(Resources):
+    """A cluster file as written: the settings of every job, and classes of runs that need others."""
+
+    classes: list[ResourceClass] = []
+
+    def resources(self, run: Run, *, is_teacher: bool) -> Resources:
+        """What the job of a run asks for: all classes that match, one laid over the other in their order."""
+        values = {name: getattr(self, name) for name in Resources.model_fields}
+        for entry in self.classes:
+            if entry.match.fits(run, is_teacher):
+                values |= {name: getattr(entry, name) for name in entry.model_fields_set - {"match"}}
+        if is_teacher:
+            values["runs_per_job"] = 1
+        return check(Resources, values, f"cluster file, for {run.run_id}")
+
+    def of_all(self, grid: Grid, *, device: str = "auto") -> dict[str, Resources]:
+        """What the job of each run of a grid asks for. Without a GPU where `device` is "cpu"."""
+        teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
+        wanted = {run_id: self.resources(run, is_teacher=run_id in teachers) for run_id, run in grid.runs.items()}
+        if device == "cpu":
+            wanted = {run_id: found.model_copy(update={"gpus": 0}) for run_id, found in wanted.items()}
+        return wanted
+
+
+def device(wanted: Resources, asked: str) -> str:
+    """Where a job's worker trains: `auto` is the job's GPU if it has one."""
+    return asked if asked != "auto" else "cuda" if wanted.gpus else "cpu"
+
+
+def names() -> list[str]:
+    """Cluster files that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str | None) -> Cluster:
+    """A cluster by name or by the path of a YAML file; None is one GPU, two cores, and the cluster's own defaults."""
+    if name is None:
+        return Cluster()
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('cluster', name, names())}.yaml"
+    cluster = check(Cluster, yamlio.read(path, "cluster"), f'cluster file "{path.name}"')
+    where = f'match in cluster file "{path.name}"'
+    for entry in cluster.classes:
+        for method in _many(entry.match.method):
+            choose(f"method of {where}", method, [*methods.names(), *ROLES, CHECKPOINT])
+        for arch in [*_many(entry.match.teacher), *_many(entry.match.student)]:
+            choose(f"architecture of {where}", arch, zoo.architectures())
+        if not entry.match.model_fields_set:
+            raise BadInput(f"{where} is empty: it needs method, teacher or student")
+    return cluster
+
+
+def _many(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
