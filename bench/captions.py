@@ -1,0 +1,64 @@
+"""What each plot shows and how to read it, for pages and papers; plain text, in the order of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Caption:
+    title: str
+    body: str
+    instead: str  # for those who cannot see it: what kind of picture it is, and where its numbers are
+
+
+CAPTIONS = {
+    "accuracy": Caption(
+        "Top-1 accuracy at the last epoch",
+        "One panel a pair, one line a method: every dot is a run (one seed), the upright tick is their mean. The "
+        "vertical lines are the means of the Teacher and Student rows. Open markers are published numbers of the same "
+        "protocol, one shape a source.",
+        "Dot plot of every run's accuracy; the means are in the results table, the runs in the section on cells.",
+    ),
+    "gain": Caption(
+        "Gain over the Student row",
+        "Mean difference to the student trained from labels alone, paired over seeds; below it half the width of its "
+        "95 % t interval. Bold where that interval leaves out zero; a single seed has no interval and is never bold. "
+        "Grey cells are unfinished. On the right the mean over pairs with its interval, pale where it is over other "
+        "pairs than the rest.",
+        "Heat map of the gain of each method on each pair; the means over pairs are in the table over all pairs.",
+    ),
+    "difference": Caption(
+        "Ours minus published",
+        "Only numbers of the same protocol are subtracted, one panel a source. Blue is above the published number, red "
+        "below. Bold: beyond both 0.5 points and twice our standard deviation over seeds. Hatched: published, but not "
+        "measured here. Grey: not published.",
+        "Heat map of differences to published numbers; the same differences are in the tables above.",
+    ),
+    "curves": Caption(
+        "Test accuracy over epochs",
+        "Means over seeds (the first ten, if there are more). Left, all methods from the start; then, group by "
+        "group, the end from the first fall of the learning rate on, with a band from the lowest to the highest "
+        "seed and the Student row as yardstick. Curves of 50 epochs and more are running medians over a 25th of "
+        "the epochs, since single epochs scatter by points while the learning rate is high; the last point is the "
+        "last epoch's own value. Dotted verticals: the learning rate falls. The climb of the first third is cut "
+        "off.",
+        "Line plot of test accuracy over epochs; the last values are in the results table.",
+    ),
+    "cost": Caption(
+        "Accuracy against training cost",
+        "Means over seeds, with a line from the lowest to the highest accuracy. Time is that of the whole run as "
+        "measured, evaluation included; runs that shared a device took longer for it. The grey steps join the methods "
+        "that nothing cheaper beats.",
+        "Scatter plot of accuracy over training time; both are listed for every run in the section on cells.",
+    ),
+    "terms": Caption(
+        "Loss terms, and how hard each pulls at the logits",
+        "One pair; means over seeds (the first ten). Above, the weighted terms of the loss as they enter its sum. "
+        "Below, the norm of each term's gradient with respect to the student's logits, once an epoch (running "
+        "median). Every axis is logarithmic and common to all panels of its kind: a line three decades lower moves "
+        "the logits a thousand times less.",
+        "Small line plots of loss terms and gradient norms over epochs, one method each; the numbers are in the curve "
+        "of each run's result.json.",
+    ),
+}
