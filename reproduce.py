@@ -85,7 +85,13 @@ def parser() -> Parser:
     instead = made.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the plan: counts, a reason per run, cost")
     instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
-    instead.add_argument("--report", action="store_true", help="write table and plots from files only")
+    instead.add_argument("--report", action="store_true", help="write tables and plots from files only")
+    instead.add_argument(
+        "--compare",
+        metavar="DIR",
+        type=Path,
+        help="put --out beside another results folder, cell by cell, from files only; writes compare.md",
+    )
     instead.add_argument("--cancel", action="store_true", help="end the SLURM jobs that were submitted for --out")
     return made
 
@@ -120,13 +126,14 @@ def _main(args: argparse.Namespace) -> int:
         return _cancel(args)
     if args.status:
         return _status(args)
-    slurm = _uses_slurm(args)
-    from jobs import plan as plans  # torch is slow to import: --help, wrong flags and --status should not wait for it
-
-    grid = _grid(args)
     if args.report:
-        return _report(grid, args)
-    plan = plans.make(grid, args.out, args.only)
+        return _report(_outline(args), args)
+    if args.compare:
+        return _compare(_outline(args), args)
+    slurm = _uses_slurm(args)
+    from jobs import plan as plans  # torch is slow to import: what reads files only should not wait for it
+
+    plan = plans.make(_grid(args), args.out, args.only)
     if args.dry_run:
         _print_plan(plan, verbose=True)
         return DONE
@@ -134,16 +141,11 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Print how far the runs are. Without --grid the plan kept in --out is enough, and nothing slow is imported."""
     from jobs import states, status
 
-    kept = states.read_kept(args.out) if args.grid is None and args.protocol is None and args.seeds is None else None
-    if kept is None:
-        from jobs import plan as plans
-
-        kept = plans.outline(_grid(args))
-    found = states.look(kept, args.out, args.only)
-    print(status.report(kept, args.out, found))
+    outline = _outline(args)
+    found = states.look(outline, args.out, args.only)
+    print(status.report(outline, args.out, found))
     return _exit_status(found)
 
 
@@ -154,6 +156,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
     if args.out.exists() and not args.out.is_dir():
         raise BadInput(f'--out "{args.out}" is a file: give a folder')
+    for folder in (args.out, args.compare) if args.compare else ():
+        if not (folder / "runs").is_dir():
+            raise BadInput(f'"{folder}" has no runs/: --compare needs two results folders, --out and the one given')
 
 
 def _uses_slurm(args: argparse.Namespace) -> bool:
@@ -188,7 +193,7 @@ def _grid(args: argparse.Namespace):
     from bench import grid as grids
 
     seeds = None if args.seeds is None else grids.parse_seeds(args.seeds)
-    if args.grid is None and (args.status or args.report):
+    if args.grid is None and (args.status or args.report or args.compare):
         kept = grids.read_kept(args.out)
         if kept:
             if args.protocol is not None or seeds is not None:
@@ -244,7 +249,7 @@ def _execute(plan, args: argparse.Namespace) -> int:
 def _finish(plan, args: argparse.Namespace, stopped_early: str | None) -> int:
     """Report on what there is now."""
     try:
-        status = _report(plan.grid, args)
+        status = _report(plan.outline, args)
     except BadInput as error:  # the runs are done all the same
         _refuse(str(error))
         status = INCOMPLETE
@@ -310,25 +315,72 @@ def _wait(plan, queued: list[str], args: argparse.Namespace) -> int:
     return _finish(plan, args, reason)
 
 
-def _report(grid, args: argparse.Namespace) -> int:
-    from bench import report
-    from jobs import plan as plans
+def _outline(args: argparse.Namespace):
+    """What --out is looked at for: the grid asked for, else the one it was last used for."""
+    from jobs import states
 
-    plan = plans.make(grid, args.out, args.only, curves=True)
-    try:
-        written = report.write(args.out, grid.table, plan.statuses, plots=not args.no_plots)
-    except OSError as error:
-        raise BadInput(
-            f'cannot write the report to "{args.out}": {error.strerror}; the results are safe in runs/, '
-            "make room or give rights, then --report"
-        ) from None
-    print(report.terminal(grid.table, plan.statuses))
+    if args.grid is None and args.protocol is None and args.seeds is None:
+        kept = states.read_kept(args.out)
+        if kept:
+            return kept
+    from jobs import plan as plans  # imports torch, as little that reads files only should
+
+    return plans.outline(_grid(args))
+
+
+def _table(outline):
+    from bench.cells import TableSpec
+
+    return TableSpec(outline.grid, outline.protocol, outline.protocol_version, outline.pairs, outline.cells)
+
+
+def _report(outline, args: argparse.Namespace) -> int:
+    from bench import report
+    from jobs import states
+
+    found = states.look(outline, args.out, args.only)
+    made = report.make(_table(outline), found.statuses, args.out)
+    written = _written(lambda: report.write(args.out, made, found.statuses, plots=not args.no_plots), args.out)
+    print(report.terminal(made, _width()))
     tables = [path for path in written if path.parent == args.out]
     print(
         f"\nwrote {', '.join(str(path) for path in tables)}"
         + (f" and {len(written) - len(tables)} plots in {args.out / 'plots'}" if len(written) > len(tables) else "")
     )
-    return _exit_status(plan)
+    return _exit_status(found)
+
+
+def _compare(outline, args: argparse.Namespace) -> int:
+    """The grid of the other folder is the one it was last used for, else that of --out."""
+    from datetime import datetime, timezone
+
+    from bench import compare, frames, report
+    from jobs import states
+
+    sides = []
+    for folder, its in ((args.out, outline), (args.compare, states.read_kept(args.compare) or outline)):
+        statuses = states.look(its, folder).statuses
+        sides.append(compare.Side(str(folder), frames.collect(_table(its), statuses, folder), statuses))
+    text = compare.markdown(*sides, datetime.now(timezone.utc))
+    path = args.out / "compare.md"
+    _written(lambda: report.write_whole(path, text.encode()), args.out)
+    print(f"{compare.terminal(*sides, _width())}\n\nwrote {path}")
+    return DONE
+
+
+def _written(write, out: Path):
+    try:
+        return write()
+    except OSError as error:
+        raise BadInput(
+            f'cannot write the report to "{out}": {error.strerror}; the results are safe in runs/, '
+            "make room or give rights, then --report"
+        ) from None
+
+
+def _width() -> int | None:
+    """Of the terminal; None where the output is read by a program, which is better served by whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _exit_status(found) -> int:

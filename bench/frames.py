@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench import store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
 
 DAMAGED = "result.json has no usable metrics.top1_last"
@@ -25,6 +28,7 @@ UNFINISHED = ("failed", "blocked", "running", "interrupted", "missing")
 SHARED = (
     ("method_sha256", "versions of the method's source"),
     ("device", "devices"),
+    ("torch", "PyTorch versions"),
     ("precision", "precisions"),
     ("protocol", "protocols"),
     ("data", "data sets"),
@@ -108,6 +112,7 @@ class Results:
     cells: tuple[CellSummary, ...]
     pairs: tuple[tuple[str, str], ...]
     lines: tuple[tuple[CellSummary, ...], ...] = field(repr=False)
+    elsewhere: int = 0  # run folders that are not of this grid, and that nothing here is taken from
 
 
 def done(runs: Iterable[RunRow]) -> list[RunRow]:
@@ -143,14 +148,36 @@ def written(score: Score, with_std: bool = True) -> str:
     return percent(score.mean) + spread + ("" if score.complete else f" ({score.n}/{score.wanted})")
 
 
-def collect(spec: TableSpec, runs: Mapping[str, RunStatus]) -> Results:
-    """Read every run once and sum up every cell. Wanted runs that `runs` does not know are missing."""
+def collect(spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = None) -> Results:
+    """Read every run once and sum up every cell. Wanted runs that `runs` does not know are missing.
+
+    `out` is the results folder, where other grids may have left runs.
+    """
     wanted = dict.fromkeys(run_id for cell in spec.cells for run_id in cell.run_ids)
     absent = {run_id: RunStatus(run_id, "missing", "") for run_id in wanted if run_id not in runs}
     rows = {run_id: read(status, run_id in wanted) for run_id, status in {**runs, **absent}.items()}
     cells = tuple(summarise(cell, [rows[i] for i in dict.fromkeys(cell.run_ids)]) for cell in spec.cells)
     pairs = tuple(dict.fromkeys([*spec.pairs, *(cell.column for cell in cells)]))
-    return Results(spec, tuple(rows.values()), cells, pairs, _lines(cells))
+    return Results(spec, tuple(rows.values()), cells, pairs, _lines(cells), _elsewhere(out, rows))
+
+
+def curves(runs: Mapping[str, RunStatus], out: Path | None = None) -> Callable[[str], list[dict[str, Any]]]:
+    """The curve of a run by its id: rows of the epochs as result.json has them, [] where there is no usable one.
+
+    Read from the run's file when asked for: 10,000 curves are gigabytes, and only plots need them.
+    """
+
+    def curve(run_id: str) -> list[dict[str, Any]]:
+        result = runs[run_id].result if run_id in runs else None
+        if out is not None and "curve" not in _dict(result):
+            try:
+                result = store.read_json(store.run_folder(out, run_id).result)
+            except store.Damaged:
+                result = None
+        rows = _dict(result).get("curve")
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    return curve
 
 
 def read(status: RunStatus, in_table: bool) -> RunRow:
@@ -158,7 +185,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
     state, reason = status.state, clean(status.reason)
     if state not in STATES:
         state, reason = "missing", f"unknown state {clean(status.state)}"
-    seed = re.search(r"-s(\d+)-[0-9a-f]{8}$", status.run_id)
+    seed = re.search(r"-s(\d{1,15})-[0-9a-f]{8}$", status.run_id)
     row = {"run_id": status.run_id, "in_table": in_table, "seed": int(seed[1]) if seed else None}
     if state != "done":
         return RunRow(**row, state=state, reason=reason)
@@ -169,7 +196,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         state, reason = "failed", DAMAGED
     versions = _dict(provenance.get("versions"))
     protocol, data = _dict(config.get("protocol")), _dict(config.get("data"))
-    stated_seed, dirty, curve = whole(config.get("seed")), provenance.get("git_dirty"), result.get("curve")
+    stated_seed, dirty = whole(config.get("seed")), provenance.get("git_dirty")
     row |= {
         "method": _text(config.get("method")),
         "teacher": _text(_dict(config.get("teacher")).get("arch")),
@@ -183,7 +210,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "best_epoch": whole(metrics.get("best_epoch")),
         "top5_last": _percent(metrics.get("top5_last")),
         "test_loss_last": number(metrics.get("test_loss_last")),
-        "epochs": len(curve) if isinstance(curve, list) else None,
+        "epochs": whole(_dict(config.get("train")).get("epochs")),
         "train_s": number(_dict(result.get("timing")).get("train_s")),
         "git_dirty": dirty if isinstance(dirty, bool) else None,
     }
@@ -285,6 +312,13 @@ def _mixed(finished: list[RunRow]) -> str:
     return "; ".join(parts)
 
 
+def _elsewhere(out: Path | None, known: Mapping[str, object]) -> int:
+    try:
+        return sum(entry.name not in known for entry in os.scandir(out / "runs") if entry.is_dir()) if out else 0
+    except OSError:
+        return 0
+
+
 def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -295,13 +329,14 @@ def _text(value: object) -> str:
 
 def number(value: object) -> float | None:
     """The value if it is a finite number, else None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        return None  # an integer beyond the range of floats is as little a measurement as NaN
+    return value
 
 
 def whole(value: object) -> int | None:
-    """The value if it is an integer, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """The value if it is an integer that a data frame can hold, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else None
 
 
 def _percent(value: object) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import nn
 
 import methods
 import zoo
@@ -127,28 +128,25 @@ def expand(
         for row in rows:
             cls = methods.get(row.method)
             given = teacher if cls.uses_teacher else None
-            made = [
-                protocols.resolve(
-                    recipe, row.method, student, seed, teacher=given, params=row.params, precision=precision
-                )
-                for seed in wanted_seeds
-            ]
+            first = protocols.resolve(
+                recipe, row.method, student, wanted_seeds[0], teacher=given, params=row.params, precision=precision
+            )
+            _check_fit(first)
+            made = first.by_seed(wanted_seeds)
             label = row.label or cls.label
             place = f'"{label}" on {column[0]}-{student}'
-            for run in made:
+            for run_id, run in made.items():
+                _no_collision(runs.get(run_id, run), run)
                 # A plain student or a teacher may serve several pairs; a distilled run belongs to one cell.
-                if cls.uses_teacher and run.run_id in owner:
+                if cls.uses_teacher and run_id in owner:
                     raise BadInput(
-                        f'grid "{grid.name}" holds the same run twice, as {owner[run.run_id]} and as {place} '
-                        f"(both are {run.run_id}): remove one"
+                        f'grid "{grid.name}" holds the same run twice, as {owner[run_id]} and as {place} '
+                        f"(both are {run_id}): remove one"
                     )
-                owner[run.run_id] = place
-                runs.setdefault(run.run_id, run)
+                owner[run_id] = place
+                runs.setdefault(run_id, run)
             role = "method" if cls.group else "student"
-            cells.append(Cell(label, role, cls.group, row.method, *column, tuple(run.run_id for run in made)))
-    for run in runs.values():
-        _check_fit(run)
-    _no_collision(runs.values())
+            cells.append(Cell(label, role, cls.group, row.method, *column, tuple(made)))
     if len(set(columns)) < len(columns):
         twice = next(pair for pair in columns if columns.count(pair) > 1)
         raise BadInput(f'grid "{grid.name}" holds the pair {"-".join(twice)} twice: remove one')
@@ -211,9 +209,7 @@ def _check_fit(run: Run) -> None:
     """Build a run's method on networks without storage, so that what does not fit is said before anything starts."""
     if not run.teacher:
         return
-    views = _build_unstored(
-        run.method, canonical_json(run.params), run.teacher.arch, run.student, train_size(run.data)
-    )
+    views = _build_unstored(run.method, canonical_json(run.params), run.teacher.arch, run.student, train_size(run.data))
     if views and views != run.data.views:
         raise BadInput(
             f'protocol "{run.protocol.name}", method "{run.method}": its parameters need {views} views, '
@@ -226,7 +222,7 @@ def _build_unstored(method: str, params: str, teacher: str, student: str, images
     """The views that the method asks for."""
     cls = methods.get(method)
     where = f'method "{method}" on {teacher}-{student}'
-    networks = (zoo.build_meta(arch, NUM_CLASSES) for arch in (student, teacher))
+    networks = _unstored(student, "student"), _unstored(teacher, "teacher")
     with torch.device("meta"):
         train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), NUM_CLASSES)
         try:
@@ -235,13 +231,17 @@ def _build_unstored(method: str, params: str, teacher: str, student: str, images
             raise BadInput(f"{where}: {fault}") from None
 
 
-def _no_collision(runs: Iterable[Run]) -> None:
+@cache
+def _unstored(arch: str, role: str) -> nn.Module:
+    """One for all methods, which look at it and leave it as it is; a teacher of the same architecture is another."""
+    return zoo.build_meta(arch, NUM_CLASSES)
+
+
+def _no_collision(known: Run, run: Run) -> None:
     """Eight hex digits can collide: then the two runs are shown instead of one silently standing for both."""
-    seen: dict[str, str] = {}
-    for run in runs:
-        text = canonical_json(run.model_dump(mode="json"))
-        if seen.setdefault(run.run_id, text) != text:
-            raise BadInput(f"two different runs share the id {run.run_id}: {seen[run.run_id]} and {text}")
+    if known != run:
+        texts = " and ".join(canonical_json(one.model_dump(mode="json")) for one in (known, run))
+        raise BadInput(f"two different runs share the id {run.run_id}: {texts}")
 
 
 def keep(grid: Grid, out: Path) -> None:

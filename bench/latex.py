@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from bench.frames import clean
 from bench.markup import Line, Note, Table, Text
 
-# Text widths of the narrowest usual page: article with two columns, both together and one.
-PAGE_PT, COLUMN_PT = 465, 225
-# Sizes a table may take, largest first, with the width of a digit in each (Computer Modern).
-SIZES = ((r"\footnotesize", 4.25), (r"\scriptsize", 3.99))
+# Text widths of the narrowest usual page: article with two columns, both together and one. And the height of the
+# shortest: a float that is taller is never placed well, and hides all floats behind it.
+PAGE_PT, COLUMN_PT, HEIGHT_PT = 465, 225, 540
+# Sizes a table may take, largest first, with the width of a digit and the height of a row (Computer Modern).
+SIZES = ((r"\footnotesize", 4.25, 9.6), (r"\scriptsize", 3.99, 8.1))
 COLUMN_GAP_PT = 7
+HEAD_PT, SECTION_PT = 34.0, 5.0  # of a tabular's rules, headings and the space after it; before a section
+CAPTION_PT, CAPTION_DIGIT_PT = 12.0, 5.0  # captions are set in the size of the text
+NOTE_PT, NOTE_DIGIT_PT = 8.1, 3.9  # notes are set in \scriptsize: a line, and a letter with its share of blanks
+NOTES_PT = 130.0  # what notes may count on
+MOST_NOTE = 150  # letters of a footnote; table.md has the whole
 # Widths in digits of what is not about as wide as one.
 _WIDTHS = {" ": 0.67, ".": 0.55, ",": 0.55, "(": 0.78, ")": 0.78}
 _WIDTHS |= {"±": 1.6, "−": 1.6, "✗": 1.6, "⊘": 1.6, "→": 2.0, "—": 2.0, "…": 2.4}
@@ -37,7 +45,7 @@ _CHARACTERS = {
     "\0": "{}",
     "±": r"$\pm$", "−": "$-$", "→": r"$\rightarrow$", "←": r"$\leftarrow$", "↔": r"$\leftrightarrow$",
     "×": r"$\times$", "✗": r"$\times$", "⊘": r"$\oslash$", "…": r"\dots{}", "—": "---", "–": "--",
-    "·": r"$\cdot$",
+    "·": r"$\cdot$", "◊": r"$\diamond$",
     "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$", "≈": r"$\approx$", "∞": r"$\infty$", "°": r"$^{\circ}$",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"$\mathsection$", "¶": r"$\mathparagraph$",
     "‘": "`", "’": "'", "“": "``", "”": "''",
@@ -60,28 +68,43 @@ _ACCENTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A tabular: some columns of a table with some of its rows."""
+
+    table: Table
+    block: slice
+    height_pt: float
+
+
 def latex(table: Table) -> str:
-    """One float: caption, tabular (several, stacked, where one is too wide) and notes."""
-    size, per_block, width_pt = _fit(table)
-    environment = "table" if width_pt <= COLUMN_PT else "table*"
-    lines = [
-        rf"\begin{{{environment}}}[tbp]",
-        r"\centering",
-        size,
-        r"\setlength{\tabcolsep}{3.5pt}",
-        rf"\caption{{{escape(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
-        r"\par\smallskip",  # article sets no space below a caption
-    ]
-    for start in range(0, max(1, len(table.columns)), per_block):
-        if start:
-            lines.append(r"\par\medskip")
-        lines += _tabular(table, slice(start, start + per_block))
-    if table.notes:
-        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}", r"\scriptsize\raggedright"]
-        lines += [_note(note) for note in table.notes]
-        lines.append(r"\end{minipage}")
-    return "\n".join([*lines, rf"\end{{{environment}}}"])
+    """The table as a float: caption, tabular (several, stacked, where one is too wide), notes.
+
+    Several floats where one would be taller than a page.
+    """
+    sizes, per_block, width_pt = _fit(table)
+    starred, line_pt = ("", COLUMN_PT) if width_pt <= COLUMN_PT else ("*", PAGE_PT)
+    room_pt = HEIGHT_PT - 20 - CAPTION_PT * math.ceil(len(table.caption) * CAPTION_DIGIT_PT / line_pt)
+    layouts = [(size, *_layout(table, per_block, row_pt, line_pt, room_pt)) for size, row_pt in sizes]
+    # Smaller print where it saves the table from being cut, or its footnotes.
+    size, pages, notes, _ = min(layouts, key=lambda layout: (len(layout[1]) > 1, not layout[3]))
+    floats = []
+    for i, page in enumerate(pages):
+        caption = escape(table.caption)
+        lines = [rf"\begin{{table{starred}}}[tbp]", r"\centering", size, r"\setlength{\tabcolsep}{3.5pt}"]
+        if i:
+            lines += [r"\addtocounter{table}{-1}", rf"\caption{{{caption} (continued)}}"]
+        else:
+            lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}"]
+        lines.append(r"\par\smallskip")  # article sets no space below a caption
+        for k, part in enumerate(page):
+            lines += [r"\par\medskip"] if k else []
+            lines += _tabular(part.table, part.block)
+        if notes and i == len(pages) - 1:
+            lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}", r"\scriptsize\raggedright"]
+            lines += [*notes, r"\end{minipage}"]
+        floats.append("\n".join([*lines, rf"\end{{table{starred}}}"]))
+    return "\n\n".join(floats)
 
 
 def escape(text: str) -> str:
@@ -91,8 +114,8 @@ def escape(text: str) -> str:
     return "".join(_character(char) for char in kept_apart)
 
 
-def _fit(table: Table) -> tuple[str, int, float]:
-    """(size, columns of a block, width in points): as few blocks as fit the page, then as large as fits."""
+def _fit(table: Table) -> tuple[list[tuple[str, float]], int, float]:
+    """(sizes with their row heights, columns of a block, width): as few blocks as fit the page, largest size first."""
     lines = [line for _, rows in table.sections for line in rows]
     label = max([_width(Text(line.label)) for line in lines], default=0)
     heads = [Text(lower if table.span > 1 else f"→ {lower or upper}") for upper, lower in table.columns]
@@ -102,11 +125,87 @@ def _fit(table: Table) -> tuple[str, int, float]:
     for blocks in range(1, units + 1):
         columns = math.ceil(units / blocks) * table.span
         parts = [widths[i : i + columns] for i in range(0, len(widths), columns)] or [[]]
-        for size, digit_pt in SIZES:
+        for i, (_, digit_pt, _) in enumerate(SIZES):
             width_pt = max((label + sum(part)) * digit_pt + len(part) * COLUMN_GAP_PT for part in parts)
             if width_pt <= PAGE_PT:
-                return size, columns, width_pt
-    return size, columns, width_pt
+                return [(size, row_pt) for size, _, row_pt in SIZES[i:]], columns, width_pt
+    return [(size, row_pt) for size, _, row_pt in SIZES[-1:]], columns, width_pt
+
+
+def _layout(
+    table: Table, per_block: int, row_pt: float, line_pt: float, room_pt: float
+) -> tuple[list[list[_Part]], list[str], bool]:
+    """(tabulars by float, notes of the last one, whether those are all notes)."""
+    parts = [
+        _Part(piece, slice(start, start + per_block), _height_pt(piece, row_pt))
+        for start in range(0, max(1, len(table.columns)), per_block)
+        for piece in _split(table, room_pt - NOTES_PT, row_pt)
+    ]
+    least, _ = _notes(table.notes, line_pt, 0)  # footnotes may have to go, rules may not
+    pages = _pages(parts, room_pt, min(NOTES_PT, _notes_pt(least, line_pt)))
+    notes, all_noted = _notes(table.notes, line_pt, room_pt - sum(part.height_pt for part in pages[-1]))
+    return pages, notes, all_noted
+
+
+def _height_pt(table: Table, row_pt: float) -> float:
+    rows = sum(bool(heading) + len(lines) for heading, lines in table.sections)
+    return HEAD_PT + rows * row_pt + len(table.sections) * SECTION_PT
+
+
+def _split(table: Table, most_pt: float, row_pt: float) -> list[Table]:
+    """The table itself, or its rows on several tables, none taller than `most_pt`."""
+    most = max(1, int((most_pt - HEAD_PT) / (row_pt + SECTION_PT)))  # as if every row were a section
+    if _height_pt(table, row_pt) <= most_pt:
+        return [table]
+    rows = [(heading, line) for heading, lines in table.sections for line in lines]
+    parts = [rows[start : start + most] for start in range(0, len(rows), most)]
+    return [
+        replace(
+            table,
+            sections=tuple(
+                (heading, tuple(line for _, line in group)) for heading, group in groupby(part, lambda row: row[0])
+            ),
+        )
+        for part in parts
+    ]
+
+
+def _pages(parts: Sequence[_Part], room_pt: float, notes_pt: float) -> list[list[_Part]]:
+    """Parts by float, in order; the last float has room for the notes."""
+    pages: list[list[_Part]] = [[]]
+    for part in parts:
+        if pages[-1] and sum(one.height_pt for one in (*pages[-1], part)) > room_pt:
+            pages.append([])
+        pages[-1].append(part)
+    if len(pages[-1]) > 1 and sum(one.height_pt for one in pages[-1]) + notes_pt > room_pt:
+        pages.append([pages[-1].pop()])
+    return pages
+
+
+def _notes(notes: Sequence[Note], line_pt: float, room_pt: float) -> tuple[list[str], bool]:
+    """Footnotes run in as one paragraph, shortened; then the rules. What has no room is left to table.md."""
+    marked = [replace(note, body=_shortened(note.body)) for note in notes if note.mark.isdigit()]
+    rules = [note for note in notes if not note.mark.isdigit()]
+    more = Note("", "Further reasons: table.md.")
+    left = len(marked)
+    while left and _notes_pt(_written(marked[:left], [more, *rules]), line_pt) > room_pt:
+        left -= 1
+    all_noted = left == len(marked)
+    return _written(marked[:left], rules if all_noted else [more, *rules]), all_noted
+
+
+def _written(marked: Sequence[Note], rules: Sequence[Note]) -> list[str]:
+    run_in = [" ".join(map(_note, marked)) + r"\par"] if marked else []
+    return [*run_in, " ".join(map(_note, rules)) + r"\par"] if rules else run_in
+
+
+def _notes_pt(notes: Sequence[str], line_pt: float) -> float:
+    letters = (len(re.sub(r"\\[a-z]+|[{}$]", "", note)) for note in notes)
+    return NOTE_PT * sum(math.ceil(n * NOTE_DIGIT_PT / line_pt) for n in letters) + 6
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_NOTE else text[: MOST_NOTE - 1].rstrip() + "…"
 
 
 def _width(text: Text) -> float:
@@ -117,11 +216,11 @@ def _width(text: Text) -> float:
 
 def _tabular(table: Table, block: slice) -> list[str]:
     columns = table.columns[block]
-    align = "l" * len(columns) if table.span == 1 else "ccr" * (len(columns) // table.span)
+    align = "l" * len(columns) if table.span == 1 else ("c" * (table.span - 1) + "r") * (len(columns) // table.span)
     lines = [
         rf"\begin{{tabular}}{{@{{}}l{align}@{{}}}}",
         r"\toprule",
-        *_heading(columns, table.span),
+        *_heading(columns, table.span, table.corner),
         r"\midrule",
     ]
     for i, (heading, rows) in enumerate(table.sections):
@@ -133,7 +232,7 @@ def _tabular(table: Table, block: slice) -> list[str]:
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
-def _heading(columns: tuple[tuple[str, str], ...], span: int) -> list[str]:
+def _heading(columns: tuple[tuple[str, str], ...], span: int, corner: str) -> list[str]:
     """Two rows; neighbours that share a teacher share its heading, with a rule under it."""
     upper, rules, at = [""], [], 2
     for name, group in groupby(upper_ if lower else "" for upper_, lower in columns):
@@ -145,9 +244,8 @@ def _heading(columns: tuple[tuple[str, str], ...], span: int) -> list[str]:
     arrow = "→ " if span == 1 else ""
     lower = [f"{arrow}{lower}" if lower else upper_ for upper_, lower in columns]
     return [
-        " & ".join(upper) + r" \\",
-        *(["".join(rules)] if rules else []),
-        " & ".join(["Method", *(rf"\multicolumn{{1}}{{c}}{{{escape(name)}}}" for name in lower)]) + r" \\",
+        *([" & ".join(upper) + r" \\", "".join(rules)] if rules else []),
+        " & ".join([escape(corner), *(rf"\multicolumn{{1}}{{c}}{{{escape(name)}}}" for name in lower)]) + r" \\",
     ]
 
 
@@ -167,7 +265,7 @@ def _note(note: Note) -> str:
         return re.sub(r"(/|\\_|=|\.)(?=\w)", r"\1\\allowbreak{}", word[0])
 
     body = re.sub(r"\S{30,}", breakable, escape(note.body))
-    return (_marks((note.mark,)) + r"\," if note.mark else "") + body + r"\par"
+    return (_marks((note.mark,)) + r"\," if note.mark else "") + body
 
 
 def _marks(marks: tuple[str, ...]) -> str:

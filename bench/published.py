@@ -13,6 +13,12 @@ from bench.cells import Cell
 PATH = Path(__file__).with_name("published.csv")
 STATISTICS = ("last", "best", "unstated")
 
+# Labels of the rows that published numbers are for. A row of the same method under another label (an ablation, other
+# parameters) is another thing, and no number is its own.
+LABELS: Mapping[str, str] = {
+    "fitnet": "FitNet", "rkd": "RKD", "crd": "CRD", "ofd": "OFD", "reviewkd": "ReviewKD", "kd": "KD", "clkd": "CLKD",
+    "dkd": "DKD", "mlkd": "MLKD", "sdd": "SDD", "skd": "SKD",
+}  # fmt: skip
 # What a reader must know about a source as a whole; shown wherever its numbers are.
 SOURCE_NOTES: Mapping[str, str] = {
     "StreamLined README, May 2025": (
@@ -47,6 +53,7 @@ class Reference:
     """All numbers of one source under one protocol that are the same statistic."""
 
     source: str
+    protocol: str
     statistic: str
     numbers: Mapping[tuple[str, str, str], Published]
 
@@ -61,6 +68,8 @@ class Reference:
 
     def find(self, cell: Cell) -> Published | None:
         """The number for a cell; baselines go by role, as a teacher may be trained or read from a file."""
+        if cell.role == "method" and cell.label != LABELS.get(cell.method):
+            return None
         row = cell.method if cell.role == "method" else cell.role
         return self.numbers.get((cell.teacher, cell.student, row))
 
@@ -89,8 +98,13 @@ def protocols() -> tuple[str, ...]:
 
 def references(protocol: str) -> tuple[Reference, ...]:
     """The sources that publish numbers under exactly this protocol, in the order of the file."""
-    by_source: dict[tuple[str, str], dict[tuple[str, str, str], Published]] = {}
+    return tuple(reference for reference in all_references() if reference.protocol == protocol)
+
+
+@cache
+def all_references() -> tuple[Reference, ...]:
+    """Every source, once for each protocol and statistic it has numbers of, in the order of the file."""
+    by_source: dict[tuple[str, str, str], dict[tuple[str, str, str], Published]] = {}
     for number in load():
-        if number.protocol == protocol:
-            by_source.setdefault((number.source, number.statistic), {})[number.key] = number
-    return tuple(Reference(source, statistic, numbers) for (source, statistic), numbers in by_source.items())
+        by_source.setdefault((number.source, number.protocol, number.statistic), {})[number.key] = number
+    return tuple(Reference(*key, numbers) for key, numbers in by_source.items())

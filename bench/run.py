@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -91,14 +92,7 @@ class Run(Settings):
     @property
     def run_id(self) -> str:
         """`<method>-<teacher>-<student>-s<seed>-<hash8>`; without a teacher `vanilla-<arch>-s<seed>-<hash8>`."""
-        parts = [
-            self.method,
-            self.teacher.arch if self.teacher else None,
-            self.student,
-            f"s{self.seed}",
-            self.hash8,
-        ]
-        return "-".join(part for part in parts if part)
+        return self._id(self.seed, self.hash8)
 
     @property
     def hash8(self) -> str:
@@ -106,7 +100,22 @@ class Run(Settings):
 
         What is None is left out, so that a new optional setting leaves the ids of old runs as they are.
         """
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude_none=True)).encode()).hexdigest()[:8]
+        return _hash8(self.model_dump(mode="json", exclude_none=True))
+
+    def by_seed(self, seeds: Iterable[int]) -> dict[str, Run]:
+        """This run with each of the seeds, by run id: checked and written out once and not once a seed."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        return {
+            self._id(seed, _hash8({**fields, "seed": seed})): self.model_copy(update={"seed": seed}) for seed in seeds
+        }
+
+    def _id(self, seed: int, hash8: str) -> str:
+        parts = [self.method, self.teacher.arch if self.teacher else None, self.student, f"s{seed}", hash8]
+        return "-".join(part for part in parts if part)
+
+
+def _hash8(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:8]
 
 
 def canonical_json(value: Any) -> str:

@@ -1,18 +1,17 @@
-"""The printed tables: last epoch (the result), best epoch, against published numbers; and their notes."""
+"""The printed tables: last epoch (the result), over all pairs, best epoch; their notes, and the footer."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from bench.cells import STATES, TableSpec
-from bench.comparison import Comparison, Entry
-from bench.frames import CellSummary, Results, clean, done, percent, signed, written
+from bench.frames import CellSummary, Results, clean, done, signed, written
 from bench.markup import Line, Note, Table, Text
-from bench.published import SOURCE_NOTES, protocols
-from bench.ranking import Ranking
+from bench.ranking import BOLD_RULE, UNSEPARATED_RULE, Ranking
+from bench.statistics import AGGREGATE_RULE, GAP_RULE, Aggregate, Interval
 
 ABSENT = "—"
 # What a cell without a finished run shows.
@@ -23,19 +22,11 @@ SIGNS = {
     "interrupted": "… interrupted",
     "missing": ABSENT,
 }
-UNSEPARATED, UNSTATED, MIXED, UNCONFIRMED = "†", "‡", "§", "¶"
+UNSEPARATED, MIXED = "†", "§"
 PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
 NUMBERS_RULE = (
     f"Sample standard deviation (ddof 1) over seeds; a single run has none. {PARTIAL_RULE} Only finished "
     f"runs enter a mean. {ABSENT}: not started. Blank: not in this grid."
-)
-BOLD_RULE = (
-    "Bold: largest mean of the pair among methods with all wanted seeds finished and equally many of them; "
-    "other cells are not compared."
-)
-UNSEPARATED_RULE = (
-    "not separated from the best: the two-sided 95 % t interval of the mean difference over common seeds "
-    "holds 0, or fewer than two seeds are common. No correction for multiple comparisons."
 )
 HEADINGS = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
 MOST_NAMED = 3  # runs, cells or commits named in one line; the CSV files have all
@@ -54,98 +45,104 @@ class Footnotes:
 
     def notes(self) -> list[Note]:
         return [
-            Note(self._numbers[text], f"{text} ({_some(list(subjects), 'runs.csv')})" if subjects else text)
+            Note(self._numbers[text], text, some(list(subjects), "runs.csv"))
             for text, subjects in self._subjects.items()
         ]
 
 
 def last_table(results: Results, ranking: Ranking) -> Table:
     """The result: top-1 at the last epoch, the best methods, and why each gap is a gap."""
-    footnotes, position = Footnotes(), {id(summary): i for i, summary in enumerate(results.cells)}
+    footnotes, position = Footnotes(), positions(results)
 
     def entry(summary: CellSummary) -> list[Text]:
         i = position[id(summary)]
         marks = sorted({footnotes.mark(text, run_id) for text, run_id in _troubles(summary)}, key=int)
         marks += [MIXED] if summary.mixed else []
         marks += [UNSEPARATED] if i in ranking.unseparated else []
-        return [Text(written(summary.last) or SIGNS[summary.state], tuple(marks), bold=i in ranking.best)]
+        return [Text(written(summary.last) or SIGNS[summary.state], tuple(marks), i in ranking.best, i)]
 
-    sections = _sections(results.lines, results.pairs, entry)
+    rows = sections(results.lines, results.pairs, entry)
     return Table(
         name="last",
         caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
         columns=results.pairs,
-        sections=sections,
-        notes=(*footnotes.notes(), *_mixed_notes(results), *_legend(ranking)),
+        sections=rows,
+        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(ranking)),
     )
 
 
 def best_table(results: Results) -> Table:
-    """Top-1 at each run's best epoch, chosen by looking at the test set, and by how much that flatters."""
+    """Top-1 at each run's best epoch, chosen by looking at the test set, and by how much that flatters each cell."""
+    position = positions(results)
+    gaps: dict[int, float] = {}
 
     def entry(summary: CellSummary) -> list[Text]:
-        return [Text(written(summary.best) or _sign(summary))]
+        i = position[id(summary)]
+        if cell_gaps := summary.gaps():
+            gaps[i] = math.fsum(cell_gaps) / len(cell_gaps)
+        marks = (MIXED,) if summary.mixed else ()
+        return [
+            Text(written(summary.best) or sign(summary), marks, cell=i),
+            Text(signed(gaps[i]) if i in gaps else "", cell=i),
+        ]
 
-    def gap(line: Iterable[CellSummary]) -> list[Text]:
-        gaps = [gap for summary in line for gap in summary.gaps()]
-        return [Text(signed(math.fsum(gaps) / len(gaps)) if gaps else "")]
-
-    gap_rule = "Nothing is ranked here. best − last: mean over the finished runs of the row."
-    notes = [Note("", f"{gap_rule} {PARTIAL_RULE}")]
-    silent = sum(run.top1_best is None for run in done(results.runs) if run.in_table)
-    if silent:
+    rows = sections(results.lines, results.pairs, entry)
+    notes = [
+        Note("", "Selected on test data: the epoch is chosen by the accuracy it is then reported with. Not ranked.")
+    ]
+    if gaps:
+        each = sorted(gaps.values())
+        mean = signed(math.fsum(each) / len(each))
+        spread = f", from {signed(each[0])} to {signed(each[-1])}" if len(each) > 1 else ""
+        notes.append(Note("", f"Best − last, mean over {counted(len(each), 'cell')}: {mean} points{spread}."))
+    if any(0 < summary.best.n < summary.best.wanted for summary in results.cells):
+        notes.append(Note("", PARTIAL_RULE))
+    if silent := sum(run.top1_best is None for run in done(results.runs) if run.in_table):
         notes.append(Note("", f"Finished runs without a recorded best epoch, left out here: {silent}."))
     return Table(
         name="best",
-        caption="Top-1 accuracy (%) at each run's best epoch, selected on test data: optimistically biased "
-        f"({what(results.spec)}).",
-        columns=(*results.pairs, ("best − last", "")),
-        sections=_sections(results.lines, results.pairs, entry, gap),
-        notes=tuple(notes),
-    )
-
-
-def published_table(results: Results, comparison: Comparison, number: int) -> Table:
-    """One source beside our runs: published, ours and difference where both have the cell."""
-    footnotes, reference = Footnotes(), comparison.reference
-    entries = {id(results.cells[i]): entry for i, entry in comparison.entries.items()}
-
-    def triple(summary: CellSummary) -> list[Text]:
-        entry = entries.get(id(summary))
-        if entry is None:
-            return [Text("")] * 3
-        difference = ABSENT if entry.difference is None else signed(entry.difference)
-        ours = written(entry.ours, with_std=False) or _sign(summary)
-        return [Text(percent(entry.published.top1), _marks(entry, footnotes)), Text(ours), Text(difference)]
-
-    lines = [line for line in results.lines if any(id(summary) in entries for summary in line)]
-    covered = {summary.column for line in lines for summary in line if id(summary) in entries}
-    pairs = [pair for pair in results.pairs if pair in covered]
-    sections = _sections(lines, pairs, triple)
-    return Table(
-        name=f"published-{number}",
-        caption=f"Against published numbers: {reference.source}. Top-1 accuracy (%): published / ours / "
-        f"ours − published, {_statistic(reference.statistic)} ({what(results.spec)}).",
+        caption="Top-1 accuracy (%) at each run's best epoch, selected on test data: optimistically biased. "
+        f"Best / best − last ({what(results.spec)}).",
         columns=tuple(
-            (f"{teacher} → {student}", part)
-            for teacher, student in pairs
-            for part in ("published", "ours", "difference")
+            (f"{teacher} → {student}", part) for teacher, student in results.pairs for part in ("best", "− last")
         ),
-        sections=sections,
-        notes=tuple(_published_notes(comparison, footnotes)),
-        span=3,
+        sections=rows,
+        notes=(*notes, *mixed_notes(results.cells)),
+        span=2,
     )
 
 
-def nothing_published(spec: TableSpec) -> str:
-    """The sentence that stands where no comparison can."""
-    with_numbers = protocols()
-    if spec.protocol in with_numbers:
-        return f"The published numbers under protocol {spec.protocol} are for none of this table's cells."
-    return (
-        f"No published numbers exist under protocol {clean(spec.protocol)}, so nothing is subtracted "
-        f"(they exist under {', '.join(with_numbers)})."
+def aggregate_table(results: Results, aggregates: Sequence[Aggregate]) -> Table:
+    """Each method over the pairs: its mean gain over the Student row, and the share of the teacher's lead it closes."""
+    footnotes = Footnotes()
+    by_heading: dict[str, list[Line]] = {}
+    for row in aggregates:
+        marks = (footnotes.mark(row.note),) if row.note else ()
+        entries = (
+            Text(f"{len(row.pairs)}/{len(results.pairs)}", marks),
+            Text(signed(row.gain)),
+            Text(interval(row.interval, signed)),
+            Text(ABSENT if row.gap_closed is None else share(row.gap_closed)),
+            Text(interval(row.gap_interval, share)),
+        )
+        by_heading.setdefault(heading("method", row.group), []).append(Line(clean(row.label), entries))
+    return Table(
+        name="pairs",
+        caption=f"Over all pairs: gain over the Student row in points of top-1, last epoch ({what(results.spec)}).",
+        columns=(("pairs", ""), ("gain", ""), ("interval", ""), ("gap closed", ""), ("interval", "")),
+        sections=tuple((name, tuple(lines)) for name, lines in by_heading.items()),
+        notes=(*footnotes.notes(), Note("", AGGREGATE_RULE), Note("", GAP_RULE)),
     )
+
+
+def interval(found: Interval | None, write: Callable[[float], str]) -> str:
+    """How every interval is printed."""
+    return ABSENT if found is None else f"[{write(found.low)}, {write(found.high)}]"
+
+
+def share(value: float) -> str:
+    """How every share is printed: whole percent, with a true minus."""
+    return f"{100 * value:.0f} %".replace("-", "−").replace("−0 %", "0 %")
 
 
 def footer(results: Results, now: datetime) -> list[str]:
@@ -160,6 +157,8 @@ def footer(results: Results, now: datetime) -> list[str]:
     ]
     if outside := len(results.runs) - len(wanted):
         lines.append(f"Runs known but not part of this table: {outside}.")
+    if results.elsewhere:
+        lines.append(f"Runs of other grids, protocols or versions in the same folder, not used: {results.elsewhere}.")
     seen = {
         "Data": (run.data for run in finished),
         "Python": (run.python for run in finished),
@@ -167,13 +166,13 @@ def footer(results: Results, now: datetime) -> list[str]:
         "torchvision": (run.torchvision for run in finished),
         "Device": (run.device for run in finished),
         "Precision": (run.precision for run in finished),
-        "Commit": (
-            run.git_commit[:7] + (" (dirty)" if run.git_dirty else "") for run in finished if run.git_commit
-        ),
+        "Commit": (run.git_commit[:7] + (" (dirty)" if run.git_dirty else "") for run in finished if run.git_commit),
     }
     for name, values in seen.items():
         if found := sorted(set(filter(None, values))):
-            lines.append(f"{name}: {_some(found, 'runs.csv')}.")
+            lines.append(f"{name}: {some(found, 'runs.csv')}.")
+    if mixed := sum(bool(summary.mixed) for summary in results.cells):
+        lines.append(f"Cells whose runs are not alike, marked {MIXED}: {mixed}.")
     return [clean(line) for line in [*lines, f"Written {now:%Y-%m-%d %H:%M} UTC."]]
 
 
@@ -181,44 +180,64 @@ def what(spec: TableSpec) -> str:
     return f"grid {spec.grid}, protocol {spec.protocol} v{spec.protocol_version}"
 
 
-def _sections(
+def positions(results: Results) -> Mapping[int, int]:
+    """Position in `Results.cells` by id() of a summary."""
+    return {id(summary): i for i, summary in enumerate(results.cells)}
+
+
+def sections(
     lines: Sequence[tuple[CellSummary, ...]],
     pairs: Sequence[tuple[str, str]],
     entries: Callable[[CellSummary], list[Text]],
-    tail: Callable[[tuple[CellSummary, ...]], list[Text]] | None = None,
 ) -> tuple[tuple[str, tuple[Line, ...]], ...]:
     """The given rows under their group's heading; a column that a row has no cell for stays blank."""
-    sections: dict[str, list[Line]] = {}
+    found: dict[str, list[Line]] = {}
     for line in lines:
         head, at = line[0].cell, {summary.column: entries(summary) for summary in line}
         blanks = [Text("")] * len(at[head.teacher, head.student])
-        row = [text for pair in pairs for text in at.get(pair, blanks)] + (tail(line) if tail else [])
-        heading = HEADINGS.get(head.group, clean(head.group)) if head.role == "method" else ""
-        sections.setdefault(heading, []).append(Line(clean(head.label), tuple(row)))
-    return tuple((heading, tuple(rows)) for heading, rows in sections.items())
+        row = [text for pair in pairs for text in at.get(pair, blanks)]
+        found.setdefault(heading(head.role, head.group), []).append(Line(clean(head.label), tuple(row)))
+    return tuple((name, tuple(rows)) for name, rows in found.items())
 
 
-def _sign(summary: CellSummary) -> str:
+def heading(role: str, group: str) -> str:
+    """Over a group of rows; "" over the two baselines."""
+    return HEADINGS.get(group, clean(group)) if role == "method" else ""
+
+
+def sign(summary: CellSummary) -> str:
     """For a number that is not there: the cell's state, or that its finished runs did not record it."""
     return ABSENT if summary.last.n else SIGNS[summary.state]
 
 
-def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:
-    for run in summary.runs:
-        if run.state in ("failed", "blocked"):
-            yield f"{run.state}: {run.reason or 'no reason recorded'}", run.run_id
-
-
-def _mixed_notes(results: Results) -> list[Note]:
-    cells: dict[str, list[str]] = {}
-    for summary in results.cells:
+def mixed_notes(cells: Iterable[CellSummary]) -> list[Note]:
+    """A note for each kind of mixture among these cells, naming some that have it."""
+    named: dict[str, list[str]] = {}
+    for summary in cells:
         if summary.mixed:
             name = f"{summary.cell.label} on {' → '.join(summary.column)}"
-            cells.setdefault(summary.mixed, []).append(name)
+            named.setdefault(summary.mixed, []).append(name)
     return [
-        Note(MIXED, f"not one measurement, its runs mix {mixed}: {_some(names, 'table.csv')}.")
-        for mixed, names in cells.items()
+        Note(MIXED, f"not one measurement, its runs mix {mixed}: {some(names, 'table.csv')}.")
+        for mixed, names in named.items()
     ]
+
+
+def some(names: Sequence[str], rest_in: str) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more, see {rest_in}" if more > 0 else "")
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:
+    """(reason, run id) of each run that needs a person, or whose file does; equal but for the run's id is equal."""
+    for run in summary.runs:
+        if run.state in ("failed", "blocked") or "set aside" in run.reason:
+            reason = run.reason.replace(run.run_id, "<run>") or "no reason recorded"
+            yield f"{run.state}: {reason}", run.run_id
 
 
 def _legend(ranking: Ranking) -> Iterable[Note]:
@@ -234,47 +253,3 @@ def _legend(ranking: Ranking) -> Iterable[Note]:
     if untested := len(ranking.seeds) - tested:
         where = f" on {untested} of {len(ranking.seeds)} pairs" if tested else ""
         yield Note("", f"One seed a cell{where}: nothing can be separated, bold is only the larger number.")
-
-
-def _statistic(statistic: str) -> str:
-    return {
-        "last": "last epoch on both sides",
-        "best": "best epoch on both sides, selected on test data",
-        "unstated": "our last epoch beside a statistic that the source does not state",
-    }[statistic]
-
-
-def _marks(entry: Entry, footnotes: Footnotes) -> tuple[str, ...]:
-    published = entry.published
-    return (
-        *([footnotes.mark(published.note)] if published.note else []),
-        *([UNSTATED] if published.statistic == "unstated" else []),
-        *([] if published.confirmed else [UNCONFIRMED]),
-    )
-
-
-def _published_notes(comparison: Comparison, footnotes: Footnotes) -> Iterable[Note]:
-    yield from footnotes.notes()
-    published = [entry.published for entry in comparison.entries.values()]
-    if any(number.statistic == "unstated" for number in published):
-        yield Note(
-            UNSTATED, "statistic not stated by its source (last or best epoch); set beside our last epoch."
-        )
-    if not all(number.confirmed for number in published):
-        yield Note(UNCONFIRMED, "not confirmed in a repository or table of its own authors.")
-    if any(entry.ours.n not in (0, entry.ours.wanted) for entry in comparison.entries.values()):
-        yield Note("", PARTIAL_RULE)
-    if note := SOURCE_NOTES.get(comparison.reference.source):
-        yield Note("", note)
-    if seeds := sorted({number.seeds or 0 for number in published}):
-        words = ", ".join(str(n) if n else "not stated" for n in seeds)
-        yield Note("", f"Seeds behind the published numbers: {words}.")
-    if comparison.other_data:
-        yield Note(
-            "", f"Cells not compared, their runs did not use CIFAR-100 as published: {comparison.other_data}."
-        )
-
-
-def _some(names: Sequence[str], rest_in: str) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more, see {rest_in}" if more > 0 else "")

@@ -85,7 +85,11 @@ class OFD(Method):
         levels = min(len(m) for m in maps)
         pairs = zip(*(m[-levels:] for m in maps), strict=True)
         self.connectors = nn.ModuleList(connector(s[0], t[0]) for s, t in pairs)
-        self.register_buffer("margins", torch.cat([margins(bn) for bn in teacher.preact_bn[-levels:]]))
+        norms = teacher.preact_bn[-levels:]
+        if norms[0].weight.is_meta:  # shapes are all that is wanted, and to compute them torch imports its compiler
+            self.register_buffer("margins", torch.empty(sum(bn.num_features for bn in norms), device="meta"))
+        else:
+            self.register_buffer("margins", torch.cat([margins(bn) for bn in norms]))
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p, levels = self.params, len(self.connectors)

@@ -75,6 +75,8 @@ def init_conv(conv: nn.Conv2d) -> None:
     RepDistiller and mdistiller spell it `kaiming_normal_(mode="fan_out")` for the ResNets and by hand for
     WRN and VGG; it is one distribution.
     """
+    if conv.weight.is_meta:
+        return  # there is nothing to draw, and torch would import its compiler to do so, which takes seconds
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

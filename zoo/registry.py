@@ -57,24 +57,29 @@ def build_meta(arch: str, num_classes: int = 100) -> Net:
 
 def shapes(net: Net | str) -> Shapes:
     """Shapes of all that `net`, or the architecture of that name, gives; `net` itself is not run."""
-    return _shapes(net if isinstance(net, str) else net.arch)
+    return _probe(net if isinstance(net, str) else net.arch, 100)[0]
 
 
-@cache
-def _shapes(arch: str) -> Shapes:
-    out = build_meta(arch).outputs(torch.empty(1, *IMAGE, device="meta"))
-    return Shapes(
-        features=tuple(_chw(f) for f in out.features),
-        preact=tuple(_chw(f) for f in out.preact),
-        last_map=_chw(out.last_map),
-        pooled=out.pooled.shape[1],
-    )
-
-
-@cache
 def count_macs(arch: str, num_classes: int = 100) -> int:
     """Multiply-accumulates of the convolutions and the linear layer for one image; FLOPs are twice that."""
-    net = build_meta(arch, num_classes)
+    return _probe(arch, num_classes)[1]
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of trainable and frozen weights; BatchNorm's running statistics are buffers and not counted."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@cache
+@torch.no_grad()
+def _probe(arch: str, num_classes: int) -> tuple[Shapes, int]:
+    """Shapes and multiply-accumulates, from one image through the network on the CPU with all weights 0.
+
+    On the meta device torch would import its compiler for BatchNorm, which takes seconds. No generator is drawn from.
+    """
+    net = build_meta(arch, num_classes).to_empty(device="cpu")
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.zero_()
     macs = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -84,13 +89,19 @@ def count_macs(arch: str, num_classes: int = 100) -> int:
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
-    net(torch.empty(1, *IMAGE, device="meta"))
-    return macs
-
-
-def count_parameters(net: nn.Module) -> int:
-    """Number of trainable and frozen weights; BatchNorm's running statistics are buffers and not counted."""
-    return sum(parameter.numel() for parameter in net.parameters())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several would wait for each other most of the time
+    try:
+        out = net.outputs(torch.zeros(1, *IMAGE, device="cpu"))  # also inside `with torch.device("meta")`
+    finally:
+        torch.set_num_threads(threads)
+    shapes = Shapes(
+        features=tuple(_chw(f) for f in out.features),
+        preact=tuple(_chw(f) for f in out.preact),
+        last_map=_chw(out.last_map),
+        pooled=out.pooled.shape[1],
+    )
+    return shapes, macs
 
 
 def _chw(batch: Tensor) -> tuple[int, int, int]:

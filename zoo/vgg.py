@@ -35,7 +35,8 @@ class VGG(Net):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_conv(module)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        if not self.classifier.weight.is_meta:  # as in init_conv
+            nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
     @property

@@ -119,7 +119,7 @@ def test_shapes_of_a_net_leave_it_and_the_generator_alone() -> None:
     net = zoo.build("wrn_16_1")
     before = {key: value.clone() for key, value in net.state_dict().items()}
     generator = torch.get_rng_state()
-    zoo.registry._shapes.cache_clear()
+    zoo.registry._probe.cache_clear()
     assert zoo.shapes(net) == zoo.shapes("wrn_16_1")
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
