@@ -128,7 +128,7 @@ def markdown_report(report: Report) -> str:
 
 
 def latex_report(report: Report) -> str:
-    """The tables as floats; lists are comments, but for the footer, which stands under the first table."""
+    """The tables as floats, the footer under the first of them; other lists are left to the other notations."""
     made_of = markup.Note("", " ".join(tables.footer(report.results, report.now)))
     parts = [latex.PREAMBLE]
     for section in sections(report):
@@ -202,9 +202,11 @@ def _published(report: Report) -> Section:
     results = report.results
     numbered = enumerate(report.comparisons, start=1)
     found = [published_tables.published_table(results, comparison, number) for number, comparison in numbered]
+    nothing = "" if report.comparisons else published_tables.nothing_published(results.spec)
     if report.shown:
-        found.append(published_tables.shown_table(results, report.shown))
-    items = () if report.comparisons else (Item("", published_tables.nothing_published(results.spec)),)
+        shown = published_tables.shown_table(results, report.shown)
+        found.append(replace(shown, notes=(*shown.notes, markup.Note("", nothing))) if nothing else shown)
+    items = (Item("", nothing),) if nothing and not report.shown else ()
     return Section("Against published numbers", tuple(found), items)
 
 

@@ -7,9 +7,9 @@ with 15 numbers each: 1 GB, removed afterwards) and runs the commands on it, eac
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import grid as grids
 from bench import store
 from bench.commandline import Parser
 
@@ -39,9 +40,6 @@ class Cost:
 
 def make(out: Path, seeds: int, epochs: int) -> None:
     """A results folder of the full grid. Accuracies are drawn, curves are the same in every run."""
-    # In a process of its own: what a process has in memory when it starts another counts to the peak of both.
-    from bench import grid as grids
-
     grid = grids.expand(grids.load("full"), seeds=list(range(seeds)))
     out.mkdir(parents=True, exist_ok=True)
     grids.keep(grid, out)
@@ -90,13 +88,27 @@ def _write(folder: store.RunFolder, config: dict[str, Any], tail: bytes, chance:
 
 def measure(*command: str) -> Cost:
     """Run a command to its end; RuntimeError where its status is not 0 or 1 (some runs are unfinished)."""
-    started = time.monotonic()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    started, peak_mb, ended = time.monotonic(), 0.0, 0
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not ended:
+        time.sleep(0.01)
+        peak_mb = max(peak_mb, _peak_mb(process.pid))
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1):
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}")
-    return Cost(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Cost(time.monotonic() - started, usage.ru_utime + usage.ru_stime, peak_mb)
+
+
+def _peak_mb(pid: int) -> float:
+    """What the process has had in memory at once, so far. The ru_maxrss of a child counts its parent's memory, too."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:  # ended, or not Linux
+        found = None
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,9 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         out = Path(name)
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=(out, args.seeds, args.epochs))
-        maker.start()
-        maker.join()
+        make(out, args.seeds, args.epochs)
         sizes = [path.stat().st_size for path in out.glob("runs/*/result.json")]
         print(f"{len(sizes)} finished runs, {sum(sizes) / 1e6:.0f} MB of result.json, {os.cpu_count()} cores")
         at = ("--grid", "full", "--seeds", str(args.seeds), "--out", name)

@@ -88,7 +88,7 @@ def best_table(results: Results) -> Table:
 
     rows = sections(results.lines, results.pairs, entry)
     notes = [
-        Note("", "Selected on test data: the epoch is chosen by the accuracy it is then reported with. Not ranked.")
+        Note("", "The epoch is chosen by the test accuracy that it is then reported with, so nothing is ranked here.")
     ]
     if gaps:
         each = sorted(gaps.values())

@@ -110,7 +110,7 @@ def test_best_epochs_beside_what_they_add():
         ["70.80 (1/2)", "+0.80", "✗ failed", ""],
     ]
     notes = [note.body for note in table.notes]
-    assert "selected on test data" in table.caption and notes[0].startswith("Selected on test data")
+    assert "selected on test data" in table.caption and notes[0].startswith("The epoch is chosen by the test accuracy")
     assert notes[1] == "Best − last, mean over 3 cells: +0.37 points, from 0.00 to +0.80."
     assert notes[-1] == "Finished runs without a recorded best epoch, left out here: 1."
 
