@@ -33,10 +33,10 @@ class Plan(States):
         return self.outline.runs[run_id].flop
 
 
-def make(grid: Grid, out: Path, only: Iterable[str] = (), *, curves: bool = False) -> Plan:
+def make(grid: Grid, out: Path, only: Iterable[str] = ()) -> Plan:
     """Look at `out` and plan `grid`. `only` holds filters like "method=kd,student=resnet20": any of them may match."""
     short = outline(grid)
-    found = states.look(short, out, only, curves=curves)
+    found = states.look(short, out, only)
     return Plan(found.statuses, found.selected, grid, short)
 
 
