@@ -10,16 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
 from zoo.errors import BadInput
 
-DONE, INCOMPLETE, STOPPED_EARLY = 0, 1, 3
 MOST_SLOTS = 1024
 
 
@@ -105,19 +101,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _main(args)
     except BadInput as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     except KeyboardInterrupt:
         return STOPPED_EARLY
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED_EARLY
     except OSError as error:
-        return _refuse(f"{error.strerror or error}: {error.filename or args.out}; make room or give another --out")
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return BAD_REQUEST
+        return refuse(f"{error.strerror or error}: {error.filename or args.out}; make room or give another --out")
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -126,18 +117,18 @@ def _main(args: argparse.Namespace) -> int:
         return _cancel(args)
     if args.status:
         return _status(args)
-    if args.report:
-        return _report(_outline(args), args)
-    if args.compare:
-        return _compare(_outline(args), args)
+    if args.report or args.compare:
+        return _report(args)
     slurm = _uses_slurm(args)
     from jobs import plan as plans  # torch is slow to import: what reads files only should not wait for it
 
     plan = plans.make(_grid(args), args.out, args.only)
     if args.dry_run:
-        _print_plan(plan, verbose=True)
+        print(plans.describe(plan, verbose=True))
         return DONE
-    return _submit(plan, args) if slurm else _execute(plan, args)
+    from jobs import drive
+
+    return (drive.submit if slurm else drive.execute)(plan, _request(args))
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -146,7 +137,35 @@ def _status(args: argparse.Namespace) -> int:
     outline = _outline(args)
     found = states.look(outline, args.out, args.only)
     print(status.report(outline, args.out, found))
-    return _exit_status(found)
+    return states.exit_status(found)
+
+
+def _report(args: argparse.Namespace) -> int:
+    outline = _outline(args)
+    from jobs import results  # pandas is slow to import, and a wrong request need not wait for it
+
+    if args.compare:
+        return results.compare(outline, args.out, args.compare)
+    return results.report(outline, args.out, args.only, plots=not args.no_plots)
+
+
+def _request(args: argparse.Namespace):
+    from jobs.drive import Request
+
+    return Request(
+        out=args.out,
+        only=tuple(args.only),
+        data=args.data,
+        device=args.device,
+        precision=args.precision,
+        slots=args.slots,
+        time_budget_min=args.time_budget,
+        cluster=args.cluster,
+        force=args.force,
+        retry_failed=args.retry_failed,
+        wait=args.wait,
+        plots=not args.no_plots,
+    )
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -209,112 +228,6 @@ def _grid(args: argparse.Namespace):
     )
 
 
-def _execute(plan, args: argparse.Namespace) -> int:
-    from bench import data, grid
-    from bench.devices import check_precision, parse_device
-    from jobs import local
-    from jobs import plan as plans
-    from jobs.progress import Progress
-
-    device = parse_device(args.device)
-    check_precision(args.precision, device)
-    _check_writable(args.out)
-    if plan.to_do or args.force or args.retry_failed:
-        data.prepare(plan.grid.protocol.data, args.data)
-    if args.force:
-        plans.force(plan, args.out, args.only)
-    if args.retry_failed:
-        plans.retry_failed(plan, args.out)
-    if args.force or args.retry_failed:
-        plan = plans.make(plan.grid, args.out, args.only)
-    grid.keep(plan.grid, args.out)
-    _print_plan(plan, verbose=False)
-    where = local.slots(device, args.slots)
-    progress = Progress(plan, args.out, workers=len(where.devices) * where.per_device)
-    with _stop_signals() as stopped:
-        deadline = time.monotonic() + 60 * args.time_budget if args.time_budget else None
-
-        def should_stop() -> str | None:
-            if stopped.is_set():
-                return "interrupted"
-            return "time budget used up" if deadline and time.monotonic() > deadline else None
-
-        reason = local.execute(
-            plan, args.out, where, data_root=data.cifar100_root(args.data), should_stop=should_stop, progress=progress
-        )
-    progress.finish()
-    return _finish(plan, args, reason)
-
-
-def _finish(plan, args: argparse.Namespace, stopped_early: str | None) -> int:
-    """Report on what there is now."""
-    try:
-        status = _report(plan.outline, args)
-    except BadInput as error:  # the runs are done all the same
-        _refuse(str(error))
-        status = INCOMPLETE
-    if stopped_early:
-        print(f"stopped early: {stopped_early}; the same command goes on")
-        return STOPPED_EARLY
-    return status
-
-
-def _submit(plan, args: argparse.Namespace) -> int:
-    import torch
-
-    from bench import data, grid
-    from bench.devices import check_precision
-    from jobs import cluster, scheduler, slurm
-    from jobs import plan as plans
-
-    resources = cluster.load(args.cluster).of_all(plan.grid, device=args.device)
-    for run_id in plan.selected:
-        check_precision(args.precision, torch.device(cluster.device(resources[run_id], args.device)))
-    _check_writable(args.out)
-    if plan.to_do or args.force or args.retry_failed:
-        scheduler.check_accepted([resources[run_id] for run_id in plan.selected], args.out.resolve())
-        data.prepare(plan.grid.protocol.data, args.data)
-    with slurm.desk(args.out) as desk:
-        if args.force:
-            queued = [run_id for run_id in plan.selected if run_id in desk.queued]
-            if queued:
-                raise BadInput(f"--force: {queued[0]} is in the queue as job {desk.queued[queued[0]]}: --cancel first")
-            plans.force(plan, args.out, args.only)
-        if args.retry_failed:
-            desk.forget(plans.retry_failed(plan, args.out))
-        plan = plans.make(plan.grid, args.out, args.only)
-        grid.keep(plan.grid, args.out)
-        _print_plan(plan, verbose=False)
-        for line in desk.notes:
-            print(line)
-        for line in desk.submit(plan, resources, device=args.device, data_root=data.cifar100_root(args.data)):
-            print(line, flush=True)
-        queued = [run_id for run_id in plan.to_do if run_id in desk.queued]
-    if not plan.to_do:
-        return _finish(plan, args, None)
-    print(f"{len(queued)} of {len(plan.to_do)} runs to do are in the queue")
-    if args.wait:
-        return _wait(plan, queued, args)
-    print("follow them with the same command and --wait, or --status; --report makes the table, --cancel ends the jobs")
-    return STOPPED_EARLY
-
-
-def _wait(plan, queued: list[str], args: argparse.Namespace) -> int:
-    from jobs import plan as plans
-    from jobs import slurm
-    from jobs.progress import Progress
-
-    progress = Progress(plan, args.out, workers=1)
-    with _stop_signals("stopping to follow: the jobs go on, --cancel ends them") as stopped:
-        reason = slurm.follow(plan, args.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
-    progress.finish()
-    left = plans.make(plan.grid, args.out, args.only)
-    if reason == slurm.NOT_ALL and len(left.to_do) < len(plan.to_do):  # there is room in the queue again
-        args.force = args.retry_failed = False
-        return _submit(left, args)
-    return _finish(plan, args, reason)
-
-
 def _outline(args: argparse.Namespace):
     """What --out is looked at for: the grid asked for, else the one it was last used for."""
     from jobs import states
@@ -326,121 +239,6 @@ def _outline(args: argparse.Namespace):
     from jobs import plan as plans  # imports torch, as little that reads files only should
 
     return plans.outline(_grid(args))
-
-
-def _table(outline):
-    from bench.cells import TableSpec
-
-    return TableSpec(outline.grid, outline.protocol, outline.protocol_version, outline.pairs, outline.cells)
-
-
-def _report(outline, args: argparse.Namespace) -> int:
-    from bench import report
-    from jobs import states
-
-    found = states.look(outline, args.out, args.only)
-    made = report.make(_table(outline), found.statuses, args.out)
-    written = _written(lambda: report.write(args.out, made, found.statuses, plots=not args.no_plots), args.out)
-    print(report.terminal(made, _width()))
-    tables = [path for path in written if path.parent == args.out]
-    print(
-        f"\nwrote {', '.join(str(path) for path in tables)}"
-        + (f" and {len(written) - len(tables)} plots in {args.out / 'plots'}" if len(written) > len(tables) else "")
-    )
-    return _exit_status(found)
-
-
-def _compare(outline, args: argparse.Namespace) -> int:
-    """The grid of the other folder is the one it was last used for, else that of --out."""
-    from datetime import datetime, timezone
-
-    from bench import compare, frames, report
-    from jobs import states
-
-    sides = []
-    for folder, its in ((args.out, outline), (args.compare, states.read_kept(args.compare) or outline)):
-        statuses = states.look(its, folder).statuses
-        sides.append(compare.Side(str(folder), frames.collect(_table(its), statuses, folder), statuses))
-    text = compare.markdown(*sides, datetime.now(timezone.utc))
-    path = args.out / "compare.md"
-    _written(lambda: report.write_whole(path, text.encode()), args.out)
-    print(f"{compare.terminal(*sides, _width())}\n\nwrote {path}")
-    return DONE
-
-
-def _written(write, out: Path):
-    try:
-        return write()
-    except OSError as error:
-        raise BadInput(
-            f'cannot write the report to "{out}": {error.strerror}; the results are safe in runs/, '
-            "make room or give rights, then --report"
-        ) from None
-
-
-def _width() -> int | None:
-    """Of the terminal; None where the output is read by a program, which is better served by whole lines."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _exit_status(found) -> int:
-    """0 if every selected run is done, 1 otherwise."""
-    return DONE if set(found.counts()) <= {"done"} else INCOMPLETE
-
-
-def _print_plan(plan, *, verbose: bool) -> None:
-    from jobs.plan import measured_flop_per_s
-    from jobs.status import duration, headline
-
-    print(headline(plan.outline, plan))
-    for run_id in plan.selected:
-        found = plan.statuses[run_id]
-        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
-            print(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
-    flop = sum(map(plan.flop, plan.to_do))
-    if flop:
-        speed = measured_flop_per_s(plan)
-        guess = (
-            f", about {duration(flop / speed)} one run at a time"
-            if speed
-            else " (no finished run yet to tell the time from)"
-        )
-        print(f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{guess}")
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        probe = out / "runs" / f".probe.{os.getpid()}"
-        with open(probe, "wb") as file:  # enough to notice a full disk
-            file.write(bytes(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-        probe.unlink()
-    except OSError as error:
-        raise BadInput(f'cannot write to --out "{out}": {error.strerror}; give another folder') from None
-
-
-class _stop_signals:
-    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C is a KeyboardInterrupt again."""
-
-    def __init__(self, says: str = "stopping: workers write their checkpoints (once more to kill them)") -> None:
-        self.says = says
-
-    def __enter__(self) -> threading.Event:
-        self.event = threading.Event()
-        self.old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self.event
-
-    def _ask(self, number: int, frame: object) -> None:
-        if not self.event.is_set():
-            print(f"\n{self.says}", flush=True)
-        self.event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

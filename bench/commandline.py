@@ -1,11 +1,12 @@
-"""What the project's commands share: arguments refused in one line, with exit status 2."""
+"""What the project's commands share: exit statuses, and requests refused in one line."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import NoReturn
 
-BAD_REQUEST = 2
+DONE, INCOMPLETE, BAD_REQUEST, STOPPED_EARLY = range(4)
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,3 +17,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_REQUEST, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def refuse(message: str) -> int:
+    """Say in one line what cannot be done."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_REQUEST

@@ -11,9 +11,21 @@ from bench.cost import cost_flop
 from bench.grid import Grid
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
+from jobs.status import duration, headline
 from zoo.errors import BadInput
 
-__all__ = ["ROLES", "Plan", "cost_flop", "force", "make", "measured_flop_per_s", "outline", "retry_failed", "status"]
+__all__ = [
+    "ROLES",
+    "Plan",
+    "cost_flop",
+    "describe",
+    "force",
+    "make",
+    "measured_flop_per_s",
+    "outline",
+    "retry_failed",
+    "status",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,25 @@ def outline(grid: Grid) -> Outline:
         for run_id, run in grid.runs.items()
     }
     return Outline(grid.name, grid.protocol.name, grid.protocol.version, runs, grid.cells, grid.pairs)
+
+
+def describe(plan: Plan, *, verbose: bool) -> str:
+    """The plan for a person: counts, runs with their reasons (all, or those a person may want to act on), cost."""
+    lines = [headline(plan.outline, plan)]
+    for run_id in plan.selected:
+        found = plan.statuses[run_id]
+        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
+            lines.append(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
+    flop = sum(map(plan.flop, plan.to_do))
+    if flop:
+        speed = measured_flop_per_s(plan)
+        guess = (
+            f", about {duration(flop / speed)} one run at a time"
+            if speed
+            else " (no finished run yet to tell the time from)"
+        )
+        lines.append(f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{guess}")
+    return "\n".join(lines)
 
 
 def retry_failed(plan: Plan, out: Path) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from bench import store
 from bench.cells import STATES, Cell, RunStatus
+from bench.commandline import DONE, INCOMPLETE
 from jobs import claims
 from zoo.errors import BadInput, choose
 
@@ -148,6 +149,11 @@ def status(folder: store.RunFolder, *, curve: bool = False) -> RunStatus:
         done = _progress(holder.progress if holder else {})
         return RunStatus(run_id, "interrupted", "; ".join([*notes, f"{done}goes on from its checkpoint"]))
     return RunStatus(run_id, "missing", "; ".join(notes) or ("started, no checkpoint yet" if holder else "not started"))
+
+
+def exit_status(found: States) -> int:
+    """What a command says of these states: DONE where every selected run is."""
+    return DONE if set(found.counts()) <= {"done"} else INCOMPLETE
 
 
 def epochs_done(progress: Mapping[str, Any]) -> str:

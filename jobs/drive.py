@@ -1,0 +1,170 @@
+"""A plan carried out, here or on a cluster, from the first check to the report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from bench import data, grid
+from bench.commandline import INCOMPLETE, STOPPED_EARLY, refuse
+from bench.devices import check_precision, parse_device
+from jobs import cluster, local, results, scheduler, slurm
+from jobs import plan as plans
+from jobs.plan import Plan
+from jobs.progress import Progress
+from zoo.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a plan is to be carried out: the options of the command line by their names."""
+
+    out: Path
+    only: tuple[str, ...]
+    data: Path | None
+    device: str
+    precision: str
+    slots: int | None
+    time_budget_min: float | None
+    cluster: str | None
+    force: bool
+    retry_failed: bool
+    wait: bool
+    plots: bool
+
+
+def execute(plan: Plan, request: Request) -> int:
+    """Do it on this machine; returns the exit status."""
+    device = parse_device(request.device)
+    check_precision(request.precision, device)
+    _check_writable(request.out)
+    if plan.to_do or request.force or request.retry_failed:
+        data.prepare(plan.grid.protocol.data, request.data)
+    if request.force:
+        plans.force(plan, request.out, request.only)
+    if request.retry_failed:
+        plans.retry_failed(plan, request.out)
+    if request.force or request.retry_failed:
+        plan = plans.make(plan.grid, request.out, request.only)
+    grid.keep(plan.grid, request.out)
+    print(plans.describe(plan, verbose=False))
+    where = local.slots(device, request.slots)
+    progress = Progress(plan, request.out, workers=len(where.devices) * where.per_device)
+    with _stop_signals() as stopped:
+        deadline = time.monotonic() + 60 * request.time_budget_min if request.time_budget_min else None
+
+        def should_stop() -> str | None:
+            if stopped.is_set():
+                return "interrupted"
+            return "time budget used up" if deadline and time.monotonic() > deadline else None
+
+        reason = local.execute(
+            plan,
+            request.out,
+            where,
+            data_root=data.cifar100_root(request.data),
+            should_stop=should_stop,
+            progress=progress,
+        )
+    progress.finish()
+    return _finish(plan, request, reason)
+
+
+def submit(plan: Plan, request: Request) -> int:
+    """Put it in the queue of SLURM, and follow it where that is asked for; returns the exit status."""
+    resources = cluster.load(request.cluster).of_all(plan.grid, device=request.device)
+    for run_id in plan.selected:
+        check_precision(request.precision, torch.device(cluster.device(resources[run_id], request.device)))
+    _check_writable(request.out)
+    if plan.to_do or request.force or request.retry_failed:
+        scheduler.check_accepted([resources[run_id] for run_id in plan.selected], request.out.resolve())
+        data.prepare(plan.grid.protocol.data, request.data)
+    with slurm.desk(request.out) as desk:
+        if request.force:
+            queued = [run_id for run_id in plan.selected if run_id in desk.queued]
+            if queued:
+                raise BadInput(f"--force: {queued[0]} is in the queue as job {desk.queued[queued[0]]}: --cancel first")
+            plans.force(plan, request.out, request.only)
+        if request.retry_failed:
+            desk.forget(plans.retry_failed(plan, request.out))
+        plan = plans.make(plan.grid, request.out, request.only)
+        grid.keep(plan.grid, request.out)
+        print(plans.describe(plan, verbose=False))
+        for line in desk.notes:
+            print(line)
+        data_root = data.cifar100_root(request.data)
+        for line in desk.submit(plan, resources, device=request.device, data_root=data_root):
+            print(line, flush=True)
+        queued = [run_id for run_id in plan.to_do if run_id in desk.queued]
+    if not plan.to_do:
+        return _finish(plan, request, None)
+    print(f"{len(queued)} of {len(plan.to_do)} runs to do are in the queue")
+    if request.wait:
+        return _wait(plan, queued, request)
+    print("follow them with the same command and --wait, or --status; --report makes the table, --cancel ends the jobs")
+    return STOPPED_EARLY
+
+
+def _wait(plan: Plan, queued: list[str], request: Request) -> int:
+    progress = Progress(plan, request.out, workers=1)
+    with _stop_signals("stopping to follow: the jobs go on, --cancel ends them") as stopped:
+        reason = slurm.follow(plan, request.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
+    progress.finish()
+    left = plans.make(plan.grid, request.out, request.only)
+    if reason == slurm.NOT_ALL and len(left.to_do) < len(plan.to_do):  # there is room in the queue again
+        return submit(left, replace(request, force=False, retry_failed=False))
+    return _finish(plan, request, reason)
+
+
+def _finish(plan: Plan, request: Request, stopped_early: str | None) -> int:
+    """Report on what there is now."""
+    try:
+        status = results.report(plan.outline, request.out, request.only, plots=request.plots)
+    except BadInput as error:  # the runs are done all the same
+        refuse(str(error))
+        status = INCOMPLETE
+    if stopped_early:
+        print(f"stopped early: {stopped_early}; the same command goes on")
+        return STOPPED_EARLY
+    return status
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        probe = out / "runs" / f".probe.{os.getpid()}"
+        with open(probe, "wb") as file:  # enough to notice a full disk
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f'cannot write to --out "{out}": {error.strerror}; give another folder') from None
+
+
+class _stop_signals:
+    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C is a KeyboardInterrupt again."""
+
+    def __init__(self, says: str = "stopping: workers write their checkpoints (once more to kill them)") -> None:
+        self.says = says
+
+    def __enter__(self) -> threading.Event:
+        self.event = threading.Event()
+        self.old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self.event
+
+    def _ask(self, number: int, frame: object) -> None:
+        if not self.event.is_set():
+            print(f"\n{self.says}", flush=True)
+        self.event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)

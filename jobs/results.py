@@ -1,0 +1,67 @@
+"""The report and the comparison of results folders, from their files alone: nothing here imports torch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TypeVar
+
+from bench import compare as comparison
+from bench import frames
+from bench import report as reports
+from bench.cells import TableSpec
+from bench.commandline import DONE
+from jobs import states
+from jobs.states import Outline
+from zoo.errors import BadInput
+
+T = TypeVar("T")
+
+
+def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True) -> int:
+    """Write the report into `out` and print its tables; returns the exit status."""
+    found = states.look(outline, out, only)
+    made = reports.make(_table(outline), found.statuses, out)
+    written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
+    print(reports.terminal(made, _width()))
+    tables = [path for path in written if path.parent == out]
+    print(
+        f"\nwrote {', '.join(str(path) for path in tables)}"
+        + (f" and {len(written) - len(tables)} plots in {out / 'plots'}" if len(written) > len(tables) else "")
+    )
+    return states.exit_status(found)
+
+
+def compare(outline: Outline, out: Path, other: Path) -> int:
+    """Put `out` beside `other`, whose grid is the one it was last used for, else that of `out`."""
+    sides = []
+    for folder, its in ((out, outline), (other, states.read_kept(other) or outline)):
+        statuses = states.look(its, folder).statuses
+        sides.append(comparison.Side(str(folder), frames.collect(_table(its), statuses, folder), statuses))
+    text = comparison.markdown(*sides, datetime.now(timezone.utc))
+    path = out / "compare.md"
+    _writing(lambda: reports.write_whole(path, text.encode()), out)
+    print(f"{comparison.terminal(*sides, _width())}\n\nwrote {path}")
+    return DONE
+
+
+def _table(outline: Outline) -> TableSpec:
+    return TableSpec(outline.grid, outline.protocol, outline.protocol_version, outline.pairs, outline.cells)
+
+
+def _writing(write: Callable[[], T], out: Path) -> T:
+    try:
+        return write()
+    except OSError as error:
+        raise BadInput(
+            f'cannot write the report to "{out}": {error.strerror}; the results are safe in runs/, '
+            "make room or give rights, then --report"
+        ) from None
+
+
+def _width() -> int | None:
+    """Of the terminal; None where the output is read by a program, which is better served by whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
