@@ -39,7 +39,11 @@ class PairEntry(Settings):
 
 
 class RowEntry(Settings):
-    """A row of its own: a method under another label or with other parameters."""
+    """A row of its own: a method under another label or with other parameters.
+
+    Without a label, one with other parameters than the protocol's is labelled with them: a method's own label, which
+    published numbers and claims go by, stands for what the protocol says and nothing else.
+    """
 
     method: str
     label: str | None = None
@@ -116,8 +120,9 @@ def expand(
     cells: list[Cell] = []
     owner: dict[str, str] = {}
     columns: list[tuple[str, str]] = []
-    for pair in grid.pairs:
-        teacher_run, student, file = _teacher(pair, recipe, grid.teacher_seed, precision)
+    served = [_teacher(pair, recipe, grid.teacher_seed, precision) for pair in grid.pairs]
+    rows = _labelled(rows, recipe, [(teacher_run.student, student) for teacher_run, student, _ in served], grid.name)
+    for teacher_run, student, file in served:
         runs.setdefault(teacher_run.run_id, teacher_run)
         if file:
             weights[teacher_run.run_id] = file
@@ -133,8 +138,7 @@ def expand(
             )
             _check_fit(first)
             made = first.by_seed(wanted_seeds)
-            label = row.label or cls.label
-            place = f'"{label}" on {column[0]}-{student}'
+            place = f'"{row.label}" on {column[0]}-{student}'
             for run_id, run in made.items():
                 _no_collision(runs.get(run_id, run), run)
                 # A plain student or a teacher may serve several pairs; a distilled run belongs to one cell.
@@ -146,7 +150,7 @@ def expand(
                 owner[run_id] = place
                 runs.setdefault(run_id, run)
             role = "method" if cls.group else "student"
-            cells.append(Cell(label, role, cls.group, row.method, *column, tuple(made)))
+            cells.append(Cell(row.label, role, cls.group, row.method, *column, tuple(made)))
     if len(set(columns)) < len(columns):
         twice = next(pair for pair in columns if columns.count(pair) > 1)
         raise BadInput(f'grid "{grid.name}" holds the pair {"-".join(twice)} twice: remove one')
@@ -162,15 +166,52 @@ def _rows(grid: GridFile) -> list[RowEntry]:
     rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
     for row in rows:
         choose(f'method in grid "{grid.name}"', row.method, methods.names())
-    labels = [(row.label or methods.get(row.method).label, row.method) for row in rows]
-    for label, method in labels:
-        if label == "Teacher" or (label == "Student") != (not methods.get(method).uses_teacher):
-            raise BadInput(f'grid "{grid.name}" labels {method} "{label}": Teacher and Student are rows of their own')
-        if sum(label == other for other, _ in labels) > 1:
-            raise BadInput(f'grid "{grid.name}" holds the row "{label}" ({method}) twice: give each a label of its own')
     # The Student row is what every gain is measured from: it comes first and is never left out.
     baseline = [row for row in rows if not methods.get(row.method).uses_teacher] or [RowEntry(method="vanilla")]
     return baseline + [row for row in rows if methods.get(row.method).uses_teacher] if rows else []
+
+
+def _labelled(
+    rows: list[RowEntry], recipe: protocols.Protocol, pairs: list[tuple[str, str]], grid: str
+) -> list[RowEntry]:
+    """The rows with their labels, each of which stands for one thing."""
+    own = {methods.get(name).label: name for name in methods.names()}
+    labelled: dict[str, RowEntry] = {}
+    for row in rows:
+        cls = methods.get(row.method)
+        other = _other_params(row, recipe, pairs)
+        label = row.label or ", ".join([cls.label, *(f"{name} {_value(row.params[name])}" for name in other)])
+        if label == "Teacher" or (label == "Student") != (not cls.uses_teacher):
+            raise BadInput(f'grid "{grid}" labels {row.method} "{label}": Teacher and Student are rows of their own')
+        if own.get(label, row.method) != row.method:
+            raise BadInput(f'grid "{grid}" labels {row.method} "{label}", which is {own[label]}: give another label')
+        if label == cls.label and other:
+            raise BadInput(
+                f'grid "{grid}" labels {row.method} "{label}" with other parameters than the protocol\'s '
+                f"({', '.join(other)}): give another label, or none"
+            )
+        if label in labelled:
+            raise BadInput(f'grid "{grid}" holds the row "{label}" ({row.method}) twice: give each a label of its own')
+        labelled[label] = row.model_copy(update={"label": label})
+    return list(labelled.values())
+
+
+def _other_params(row: RowEntry, recipe: protocols.Protocol, pairs: list[tuple[str, str]]) -> list[str]:
+    """The parameters of a row that are not the protocol's on one of the pairs."""
+    other: dict[str, None] = {}
+    for teacher, student in pairs if row.params else ():
+        given = Teacher(arch=teacher, run_id="") if methods.get(row.method).uses_teacher else None
+        mine, usual = (
+            protocols.resolve(recipe, row.method, student, 0, teacher=given, params=params).params
+            for params in (row.params, {})
+        )
+        # What is not given and was added to a method later is not in there.
+        other.update(dict.fromkeys(name for name in row.params if mine.get(name) != usual.get(name)))
+    return list(other)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _teacher(

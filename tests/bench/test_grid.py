@@ -8,6 +8,7 @@ import torch
 import methods
 import zoo
 from bench import grid as grids
+from bench import published
 from bench.grid import GridFile
 from methods import check
 from tests import tiny
@@ -67,6 +68,43 @@ def test_rows_with_their_own_parameters():
     assert {run.params["tikhonov"] for run in made.runs.values() if run.method == "skd_paper"} == {0.1, 1.0}
 
 
+def test_a_row_with_other_parameters_is_not_the_published_method():
+    """KD's number of the field and its claims are for the protocol's temperature and no other."""
+    rows = [{"method": "kd", "params": {"temperature": 2.0, "ce_weight": 0.5}}, "kd", {"method": "fitnet"}]
+    made = grids.expand(grid(methods=rows))
+    cells = {cell.label: cell for cell in made.cells if cell.role == "method"}
+    assert set(cells) == {"KD, temperature 2.0, ce_weight 0.5", "KD", "FitNet"}
+    (printed,) = {number.source for number in published.load() if number.key == ("resnet56", "resnet20", "kd")
+                  and number.protocol == "standard" and number.source.startswith("RepDistiller")}  # fmt: skip
+    found = {
+        label: [reference.source for reference in published.references("standard") if reference.find(cell)]
+        for label, cell in cells.items()
+    }
+    assert printed in found["KD"] and found["KD, temperature 2.0, ce_weight 0.5"] == []
+    # A label is no part of what a run is.
+    named = grids.expand(grid(methods=[{**rows[0], "label": "soft"}]))
+    assert named.cells[-1].run_ids == cells["KD, temperature 2.0, ce_weight 0.5"].run_ids
+
+
+def test_a_row_that_repeats_the_protocols_parameters_is_the_published_method():
+    (usual,) = {run.params["temperature"] for run in grids.expand(grid()).runs.values() if run.method == "kd"}
+    made = grids.expand(grid(methods=[{"method": "kd", "params": {"temperature": usual}}]))
+    assert [cell.label for cell in made.cells] == ["Teacher", "Student", "KD"]
+    assert set(made.runs) == set(grids.expand(grid()).runs)
+
+
+def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters():
+    """`standard` gives DKD a beta a pair."""
+    pairs = ["resnet56-resnet20", "resnet32x4-resnet8x4"]
+    usual = [run.params["beta"] for run in grids.expand(grid(pairs=pairs, methods=["dkd"], seeds=1)).runs.values()
+             if run.method == "dkd"]  # fmt: skip
+    assert usual[0] != usual[1]
+    row = {"method": "dkd", "params": {"beta": usual[0]}}
+    assert grids.expand(grid(pairs=pairs[:1], methods=[row])).cells[-1].label == "DKD"
+    made = grids.expand(grid(pairs=pairs, methods=[row]))
+    assert {cell.label for cell in made.cells if cell.role == "method"} == {f"DKD, beta {usual[0]}"}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -79,6 +117,12 @@ def test_rows_with_their_own_parameters():
         ({"seeds": "3"}, "seeds"),
         ({"methods": ["kd", "kd"]}, "twice"),
         ({"methods": ["kd", {"method": "kd", "label": "again"}]}, "same run twice, as .KD. .*again"),
+        ({"methods": [{"method": "kd", "label": "DKD"}]}, 'labels kd "DKD", which is dkd: give another label'),
+        (
+            {"methods": [{"method": "kd", "label": "KD", "params": {"temperature": 2.0}}]},
+            r"labels kd .KD. with other parameters than the protocol's \(temperature\): give another label",
+        ),
+        ({"methods": [{"method": "kd", "label": "Student"}]}, "rows of their own"),
         ({"methods": ["kdd"]}, 'did you mean "kd"'),
         ({"methods": [{"method": "fitnet", "params": {"hint_layer": 7}}]}, "on resnet56-resnet20: hint_layer 7"),
         ({"methods": "everything"}, "methods"),
