@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True) -> int:
     """Write the report into `out` and print its tables; returns the exit status."""
-    found = states.look(outline, out, only)
+    found = states.look(outline, out, only, to_start=False)
     made = reports.make(_table(outline), found.statuses, out)
     written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
     print(reports.terminal(made, _width()))
@@ -39,7 +39,7 @@ def compare(outline: Outline, out: Path, other: Path) -> int:
     """Put `out` beside `other`, whose grid is the one it was last used for, else that of `out`."""
     sides = []
     for folder, its in ((out, outline), (other, states.read_kept(other) or outline)):
-        statuses = states.look(its, folder).statuses
+        statuses = states.look(its, folder, to_start=False).statuses
         sides.append(comparison.Side(str(folder), frames.collect(_table(its), statuses, folder), statuses))
     text = comparison.markdown(*sides, datetime.now(timezone.utc))
     path = out / "compare.md"

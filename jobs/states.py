@@ -86,17 +86,18 @@ def read_kept(out: Path) -> Outline | None:
         raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
 
 
-def look(outline: Outline, out: Path, only: Iterable[str] = (), *, curves: bool = False) -> States:
+def look(outline: Outline, out: Path, only: Iterable[str] = (), *, to_start: bool = True) -> States:
     """The state of every run. `only` holds filters like "method=kd,student=resnet20": any of them may match.
 
-    With `curves` the results hold their curves, which a report needs and which take most of the time to read.
+    A teacher that students wait for and whose weights are gone is to be made again, and so not done; but not where
+    nothing is going `to_start`: what it measured is a result all the same.
     """
-    statuses = _survey(outline.runs, out, curves)
+    statuses = _survey(outline.runs, out)
     selected = select(outline, only)
     teachers = {teacher for run_id in selected if (teacher := outline.runs[run_id].teacher)}
     wanted = selected | teachers
     unserved = {outline.runs[run_id].teacher for run_id in wanted if statuses[run_id].state != "done"}
-    for run_id in teachers & unserved:
+    for run_id in teachers & unserved if to_start else ():
         if statuses[run_id].state == "done" and (fault := store.weights_fault(store.run_folder(out, run_id))):
             statuses[run_id] = RunStatus(run_id, "missing", f"{fault}: made again, its students need it")
     in_grid_order = [run_id for run_id in outline.runs if run_id in wanted]
@@ -105,12 +106,12 @@ def look(outline: Outline, out: Path, only: Iterable[str] = (), *, curves: bool 
     return States(statuses, tuple(order))
 
 
-def _survey(runs: Mapping[str, Wanted], out: Path, curves: bool) -> dict[str, RunStatus]:
+def _survey(runs: Mapping[str, Wanted], out: Path) -> dict[str, RunStatus]:
     """The state of each run from its files; students of a failed teacher are blocked."""
     folder = out / "runs"
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     statuses = {
-        run_id: status(store.run_folder(out, run_id), curve=curves)
+        run_id: status(store.run_folder(out, run_id))
         if run_id in present
         else RunStatus(run_id, "missing", "not started")
         for run_id in runs
@@ -126,11 +127,14 @@ def _survey(runs: Mapping[str, Wanted], out: Path, curves: bool) -> dict[str, Ru
     return statuses
 
 
-def status(folder: store.RunFolder, *, curve: bool = False) -> RunStatus:
-    """The state of one run folder. A file that cannot be read counts as absent, and the reason says so."""
+def status(folder: store.RunFolder) -> RunStatus:
+    """The state of one run folder. A file that cannot be read counts as absent, and the reason says so.
+
+    Its result comes without the curve, which takes most of the time to read.
+    """
     run_id, notes = folder.run_id, []
     try:
-        result = store.read_result(folder, curve=curve)
+        result = store.read_result(folder, curve=False)
         if result:
             return RunStatus(run_id, "done", "", result)
     except store.Damaged as damage:

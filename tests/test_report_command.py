@@ -230,6 +230,24 @@ def test_runs_of_other_grids_are_not_used(folder: Path):
     )
 
 
+def test_a_folder_kept_without_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What a teacher measured is a result, in a report and beside another folder; a student could not start from it."""
+    plan = json.loads((folder / "plan.json").read_text())
+    (teacher,) = next(cell["run_ids"] for cell in plan["cells"] if cell["role"] == "teacher")
+    for run_id, wanted in plan["runs"].items():
+        wanted["teacher"] = {"run_id": teacher} if run_id.startswith(("kd-", "skd-")) else None
+    (folder / "plan.json").write_text(json.dumps(plan))
+    shutil.rmtree(run(folder))  # a student waits, and no folder has weights.pt
+    assert report(folder) == 1
+    assert (row(folder, "Teacher").state, row(folder, "Teacher").mean_last) == ("complete", 75.0)
+    shutil.copytree(folder, tmp_path / "copy")
+    capsys.readouterr()
+    assert reproduce.main(["--out", str(folder), "--compare", str(tmp_path / "copy")]) == 0
+    assert "Done on both sides: 9 runs." in capsys.readouterr().out
+    assert reproduce.main(["--status", "--out", str(folder)]) == 1
+    assert "10 runs: 8 done, 2 missing" in capsys.readouterr().out
+
+
 def test_only_a_plan(tmp_path: Path):
     hand_made().save(tmp_path)
     shutil.rmtree(tmp_path / "runs")
