@@ -37,12 +37,12 @@ CAPTIONS = {
     ),
     "curves": Caption(
         "Test accuracy over epochs",
-        "Means over seeds (the first ten, if there are more). Left, all methods from the start; then, group by "
-        "group, the end from the first fall of the learning rate on, with a band from the lowest to the highest "
-        "seed and the Student row as yardstick. Curves of 50 epochs and more are running medians over a 25th of "
-        "the epochs, since single epochs scatter by points while the learning rate is high; the last point is the "
-        "last epoch's own value. Dotted verticals: the learning rate falls. The climb of the first third is cut "
-        "off.",
+        "Means over seeds (the first ten, if there are more); bands reach from the lowest to the highest seed. Dotted "
+        "verticals: the learning rate falls. What lies below the range of the last two thirds is cut off. Curves of "
+        "50 epochs and more are running medians over a 25th of the epochs, since single epochs scatter by points "
+        "while the learning rate is high (the last point is the last epoch's own value), and are drawn twice: left "
+        "all methods from the start, then, group by group beside the Student row, the end from the first fall of the "
+        "learning rate on.",
         "Line plot of test accuracy over epochs; the last values are in the results table.",
     ),
     "cost": Caption(
@@ -55,9 +55,9 @@ CAPTIONS = {
     "terms": Caption(
         "Loss terms, and how hard each pulls at the logits",
         "One pair; means over seeds (the first ten). Above, the weighted terms of the loss as they enter its sum. "
-        "Below, the norm of each term's gradient with respect to the student's logits, once an epoch (running "
-        "median). Every axis is logarithmic and common to all panels of its kind: a line three decades lower moves "
-        "the logits a thousand times less.",
+        "Below, where the runs recorded it, the norm of each term's gradient with respect to the student's logits, "
+        "once an epoch (running median). Every axis is logarithmic and common to all panels of its kind: a line three "
+        "decades lower moves the logits a thousand times less.",
         "Small line plots of loss terms and gradient norms over epochs, one method each; the numbers are in the curve "
         "of each run's result.json.",
     ),

@@ -39,7 +39,9 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
     for role, look in BASELINES.items():
         means = [(s.column, s.last.mean) for s in results.cells if s.cell.role == role and s.last.n]
         drawn = [_baseline(panels[pair], role, mean, look, tops[pair]) for pair, mean in means]
-        handles += [Line2D([], [], label=f"{role.capitalize()} (mean)", **look.line)] if any(drawn) else []
+        several = any(s.last.n > 1 for s in results.cells if s.cell.role == role)
+        label = f"{role.capitalize()}{' (mean)' if several else ''}"
+        handles += [Line2D([], [], label=label, **look.line)] if any(drawn) else []
     for y, line in enumerate(lines):
         for summary in line:
             _row(panels[summary.column], y, summary, looks[style.row_name(summary)].colour)

@@ -59,8 +59,11 @@ def cost(results: Results) -> Figure | None:
     style.label_axes(panels, f"training time of a run ({name})", "Top-1 at the last epoch (%)")
     handles = [Line2D([], [], label=style.plain(label), **looks[row].point) for row, label in shown.items()]
     handles.append(Line2D([], [], label="nothing cheaper is better", color="0.7", linewidth=1))
+    if any(len(found) > 1 for found in timed.values()):
+        upright = {"linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 0.9}
+        handles.append(Line2D([], [], label="lowest to highest seed", color="0.3", **upright))
     if teachers:
-        handles.append(Line2D([], [], label="Teacher (mean)", **style.TEACHER.line))
+        handles.append(Line2D([], [], label="Teacher", **style.TEACHER.line))
     style.legend_below(figure, handles)
     return figure
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -21,6 +22,7 @@ from bench.plots import style
 SMOOTHED_FROM = 50  # epochs: shorter curves are drawn as they are, and have no panel for their end
 MOST_TOGETHER = 6  # rows in one panel; with more, each group of methods gets a panel of its own
 END = 0.6  # where the end of a curve begins if no fall of the learning rate says so, as a share of its epochs
+DROP = {"color": "0.55", "linewidth": 0.6, "linestyle": (0, (1, 2))}
 MOST_DROPS = 10  # a schedule that falls more often is drawn without verticals
 
 Line = Sequence[CellSummary]
@@ -53,9 +55,10 @@ def curves(results: Results, read: Curves) -> Figure | None:
     longest = max(max(points) for found in series.values() for points in found)
     specs = _panels(lines, long=longest >= SMOOTHED_FROM)
     figure, grid = _layout(len(drawn), len(specs))
-    looks = style.looks_of(results)
+    looks, any_drops = style.looks_of(results), False
     for (pair, cells), panels in zip(drawn.items(), grid, strict=True):
         drops = _drops(cells, read)
+        any_drops |= bool(drops)
         found = [points for summary in cells for points in series[id(summary)]]
         for axes, panel in zip(panels, specs, strict=True):
             for line in panel.lines:
@@ -63,7 +66,7 @@ def curves(results: Results, read: Curves) -> Figure | None:
                     _draw(axes, series[id(summary)], looks[style.row_name(summary)], band=panel.band)
             _limits(axes, found, drops, end=panel.end)
             for epoch in drops:
-                axes.axvline(epoch + 0.5, color="0.55", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
+                axes.axvline(epoch + 0.5, zorder=0, **DROP)
             axes.grid(linewidth=0.4, color="0.9")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _titles(grid, list(drawn), specs)
@@ -71,6 +74,9 @@ def curves(results: Results, read: Curves) -> Figure | None:
     shown = {style.row_name(s): s.cell.label for cells in drawn.values() for s in cells}
     shown = {name: shown[name] for line in lines if (name := style.row_name(line[0])) in shown}
     handles = [Line2D([], [], label=style.plain(label), **looks[name].line) for name, label in shown.items()]
+    if any(len(found) > 1 for found in series.values()):
+        handles.append(Patch(facecolor="0.5", alpha=0.3, label="lowest to highest seed"))
+    handles += [Line2D([], [], label="the learning rate falls", **DROP)] if any_drops else []
     style.legend_below(figure, handles)
     return figure
 

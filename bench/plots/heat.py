@@ -59,7 +59,9 @@ def gain(results: Results) -> Figure | None:
     if totals:
         _forest(right[0], lines, totals, style.looks_of(results), len(results.pairs))
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=min(1.0, 3.5 / wide), aspect=30, pad=0.03)
-    bar.set_label("gain over the Student row (points of top-1)\n±: half the 95 % interval")
+    several = any(found.interval for found in gains.values())
+    interval = "\n±: half the 95 % interval; bold: it leaves out 0" if several else "\none seed: no intervals"
+    bar.set_label(f"gain over the Student row (points of top-1){interval}")
     bar.outline.set_visible(False)
     return figure
 
@@ -112,7 +114,10 @@ def _forest(
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", linewidth=0.4, color="0.88")
     axes.margins(x=0.08)
-    axes.set_xlabel("mean over pairs (points)")
+    pale = not all(total.ranked for total in totals.values())
+    axes.set_xlabel(
+        "mean over pairs (points), 95 % interval" + ("\npale: over other pairs than the rest" if pale else "")
+    )
     for y in style.group_breaks(lines):
         axes.axhline(y, color="black", linewidth=0.8)
 
@@ -134,8 +139,9 @@ def difference(results: Results, comparisons: Sequence[Comparison]) -> Figure | 
     for axes, comparison, lines in zip(panels, comparisons, rows, strict=True):
         image = _difference_panel(axes, results, comparison, lines, columns, limit)
     bar = figure.colorbar(image, ax=panels, shrink=min(1.0, 2.5 / height), aspect=18, pad=0.02)
-    bar.set_label("ours − published (points of top-1)")
     bar.outline.set_visible(False)
+    judged = any(entry.far is not None for comparison in comparisons for entry in comparison.entries.values())
+    bar.set_label("ours − published (points of top-1)" + ("\nbold: beyond 0.5 points and 2 std" if judged else ""))
     legend = [
         Patch(facecolor="white", edgecolor="0.6", hatch=HATCH, label="published, not measured here"),
         Patch(facecolor=NOTHING, label="not published"),

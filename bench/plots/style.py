@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.frames import CellSummary, Results, clean
+from bench.published import LABELS
 
 DPI = 160
 STYLE = {
@@ -93,14 +94,17 @@ RowName = tuple[str, str, str]
 def looks_of(results: Results) -> dict[RowName, Look]:
     """A look for each row: by the registered name of its method, so the same in every plot of every grid.
 
-    A second row of one method (other parameters) and an unknown method take looks that no method is known by, in
-    the order of the table: the same whatever has finished.
+    A method's look is that of the row under its own label, if there is one. A second row of one method (other
+    parameters) and an unknown method take looks that no method is known by, in the order of the table: the same
+    whatever has finished.
     """
     looks: dict[RowName, Look] = {}
     named, others = set(), 0
+    own = {cell.method for line in results.lines if (cell := line[0].cell).label == LABELS.get(cell.method)}
     for line in results.lines:
         cell = line[0].cell
-        if cell.role == "method" and cell.method in KNOWN and cell.method not in named:
+        first = cell.label == LABELS[cell.method] if cell.method in own else cell.method not in named
+        if cell.role == "method" and cell.method in KNOWN and first:
             named.add(cell.method)
             looks[row_name(line[0])] = KNOWN[cell.method]
         elif cell.role == "method":

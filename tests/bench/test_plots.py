@@ -4,6 +4,7 @@ import io
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -265,6 +266,18 @@ def test_a_method_looks_the_same_in_every_grid_and_no_two_are_alike():
     small = Grid(pairs=(A,))
     small.add("KD", "logit", A, 70.0)
     assert style.looks_of(collect(small.spec, {}))["method", "kd", "KD"] == full["method", "kd", "KD"]
+
+
+def test_a_methods_look_is_that_of_the_row_under_its_own_label():
+    """Whatever other rows of it stand above."""
+    grid = Grid(pairs=(A,))
+    grid.add("KD, temperature 2", "logit", A, 70.0)
+    grid.add("KD", "logit", A, 70.0)
+    grid.cells[0] = replace(grid.cells[0], method="kd")
+    looks = style.looks_of(collect(grid.spec, {}))
+    assert looks["method", "kd", "KD"] == style.KNOWN["kd"] != looks["method", "kd", "KD, temperature 2"]
+    grid.cells.pop()  # without it the row stands for its method
+    assert style.looks_of(collect(grid.spec, {}))["method", "kd", "KD, temperature 2"] == style.KNOWN["kd"]
 
 
 def test_rows_of_one_method_and_unknown_methods_get_looks_of_their_own():
