@@ -75,6 +75,7 @@ class Verdict:
     id: str  # "skd-best", for anchors
     text: str  # the claim
     source: str
+    protocol: str  # that of the source; under another one these runs only orient
     verdict: Standing
     why: str  # one line: on how many pairs it stands how, what is missing, and the protocols where they differ
     evidence: list[str]  # a line per pair: the numbers that decide it
@@ -206,7 +207,8 @@ def _judge(question: Question, cells: Cells, protocol: str) -> Verdict:
     if mixed := sum(bool(summary.mixed) for contest in contests.values() for summary in (*contest.rows, *contest.over)):
         why += f" Cells among them whose runs are not alike (§): {mixed}."
     evidence = [clean(f"{_name(pair)}: {verdict.evidence}") for pair, verdict in found.items()]
-    return Verdict(claim.id, clean(claim.text), clean(claim.source), standing, clean(why), evidence, printed(question))
+    words = (clean(text) for text in (claim.text, claim.source, claim.protocol))
+    return Verdict(claim.id, *words, standing, clean(why), evidence, printed(question))
 
 
 def _each(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
@@ -251,7 +253,7 @@ def _confirmed_or_open(
         parts.append(_evidence(shown, contest, which))
         if shown in still_open and shown.outcome():
             parts.append(f"not at level 1 − 0.05/{ways if shown.outcome() > 0 else ways_against}")
-        if len(claimed) > 1 and obstacle != "one seed":
+        if len(claimed) > 1 and all(match.gain.seeds > 1 for match in claimed):
             parts.append(f"{len(claimed) - len(still_open)} of {needed} comparisons as claimed")
     return PairVerdict("undecided", "; ".join(parts), obstacle)
 

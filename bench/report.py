@@ -110,8 +110,11 @@ def terminal(report: Report, width: int | None = None) -> str:
         marked = tuple(note for note in table.notes if note.mark)  # the rules are in table.md
         parts.append(markup.plain(replace(table, notes=marked), width))
     if report.verdicts:
-        lines = [f"{verdict.verdict:<10} {verdict.text}" for verdict in report.verdicts]
-        parts.append("\n".join(markup.wrap(line, width) for line in [f"Claims: {_count(report)}.", *lines]))
+        lines = [_count(report)]
+        for verdict in report.verdicts:
+            other = "" if verdict.protocol == results.spec.protocol else f" [made under {verdict.protocol}]"
+            lines.append(f"{verdict.verdict:<10} {verdict.text}{other}")
+        parts.append("\n".join(markup.wrap(line, width) for line in lines))
     parts.append("\n".join(markup.wrap(line, width) for line in tables.footer(results, report.now)))
     return "\n\n".join(parts)
 
@@ -173,7 +176,7 @@ def published_frame(report: Report) -> pd.DataFrame:
 
 def claims_frame(report: Report) -> pd.DataFrame:
     """One row per claim."""
-    names = ("id", "verdict", "text", "source", "why", "printed")
+    names = ("id", "verdict", "text", "source", "protocol", "why", "printed")
     rows = [[getattr(verdict, name) for name in names] for verdict in report.verdicts]
     return pd.DataFrame(rows, columns=list(names))
 
@@ -220,7 +223,7 @@ def _published_row(report: Report, i: int, number: Published | None) -> dict[str
 
 
 def _claims(report: Report) -> tuple[Item, ...]:
-    items = [Item("", f"{_count(report)}.")]
+    items = [Item("", _count(report))]
     for verdict in report.verdicts:
         body = f"{verdict.text} ({verdict.source}). {verdict.why}"
         items.append(Item(verdict.verdict, body, tuple(verdict.evidence), verdict.text))
@@ -228,5 +231,14 @@ def _claims(report: Report) -> tuple[Item, ...]:
 
 
 def _count(report: Report) -> str:
-    counts = Counter(verdict.verdict for verdict in report.verdicts)
-    return ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
+    """Claims about other training than that of this table apart: these runs cannot settle those."""
+    own = report.results.spec.protocol
+    parts = []
+    for where, verdicts in (
+        (f"Claims made under protocol {own}", [v for v in report.verdicts if v.protocol == own]),
+        ("Claims made under other protocols, for orientation only", [v for v in report.verdicts if v.protocol != own]),
+    ):
+        counts = Counter(verdict.verdict for verdict in verdicts)
+        numbers = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
+        parts += [f"{where}: {numbers}."] if verdicts else []
+    return " ".join(parts)

@@ -26,9 +26,12 @@ GAIN_RULE = (
     "Gain: a row minus the Student row over the seeds both have, in points; two-sided 95 % t interval of the paired "
     "differences (Student's t from SciPy). The teacher is one run, taken as it is. One seed has no interval."
 )
-AGGREGATE_RULE = (
+PAIRS_RULE = (
     "Over pairs: each pair weighs the same, and only pairs count where the method and the Student row have all wanted "
-    f"seeds. 95 % intervals by a bootstrap stratified by pair (NumPy, {RESAMPLES:,} resamples of seeds, method and "
+    "seeds."
+)
+PAIRS_INTERVAL_RULE = (
+    f"95 % intervals by a bootstrap stratified by pair (NumPy, {RESAMPLES:,} resamples of seeds, method and "
     "Student row together; n − 1 draws of n seeds, and percentiles widened from the normal to Student's t, as plain "
     "ones are too narrow for few seeds); a t interval where there is one pair or too few seeds to resample."
 )

@@ -11,7 +11,7 @@ from bench.cells import STATES, TableSpec
 from bench.frames import CellSummary, Results, clean, done, signed, written
 from bench.markup import Line, Note, Table, Text
 from bench.ranking import BOLD_RULE, UNSEPARATED_RULE, Ranking
-from bench.statistics import AGGREGATE_RULE, GAP_RULE, Aggregate, Interval
+from bench.statistics import GAP_RULE, PAIRS_INTERVAL_RULE, PAIRS_RULE, Aggregate, Interval
 
 ABSENT = "—"
 # What a cell without a finished run shows.
@@ -126,12 +126,13 @@ def aggregate_table(results: Results, aggregates: Sequence[Aggregate]) -> Table:
             Text(interval(row.gap_interval, share)),
         )
         by_heading.setdefault(heading("method", row.group), []).append(Line(clean(row.label), entries))
+    rule = f"{PAIRS_RULE} {PAIRS_INTERVAL_RULE}" if any(row.interval for row in aggregates) else PAIRS_RULE
     return Table(
         name="pairs",
         caption=f"Over all pairs: gain over the Student row in points of top-1, last epoch ({what(results.spec)}).",
         columns=(("pairs", ""), ("gain", ""), ("interval", ""), ("gap closed", ""), ("interval", "")),
         sections=tuple((name, tuple(lines)) for name, lines in by_heading.items()),
-        notes=(*footnotes.notes(), Note("", AGGREGATE_RULE), Note("", GAP_RULE)),
+        notes=(*footnotes.notes(), Note("", rule), Note("", GAP_RULE)),
     )
 
 

@@ -241,6 +241,14 @@ def test_claims_out_of_reach_are_counted_and_not_listed(claims):
     assert notes(results, claims({})) == [claimcheck.RULE]
 
 
+def test_one_seed_is_no_count_of_comparisons(claims):
+    """Where a row is missing, too, a single seed has not failed to come out as claimed."""
+    made = both(KD=(71.0,), RKD=(70.0,), CRD=(70.1,), OFD=("missing",))
+    verdict = the_only(made, claims({"over": ["RKD", "CRD", "OFD"]}))
+    assert verdict.verdict == "undecided" and "runs missing: OFD 0/1" in verdict.evidence[0]
+    assert "one seed, no interval" in verdict.evidence[0] and "as claimed" not in verdict.evidence[0]
+
+
 def test_runs_on_other_data_say_nothing_about_a_claim(claims):
     path = claims({})
     other = tuple(result(value, seed, dataset="embedded-1") for seed, value in enumerate(KD))
