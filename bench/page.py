@@ -25,7 +25,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
 CURVE_POINTS = 100
 WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
-WIDTH, HEIGHT, LEFT, BOTTOM = 560, 130, 44, 18  # of a curve, in units of its viewBox
+WIDTH, HEIGHT, LEFT, BOTTOM = 560, 130, 56, 18  # of a curve, in units of its viewBox
 
 
 def page(
@@ -135,7 +135,17 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
     back = tag("a", "to the table", href="#last", class_="up")
     title = tag("h4", f"{clean(summary.cell.label)}: {_pair(summary)}")
     rows = [_run(run, runs, out) for run in summary.runs]
-    names = ("Seed", "Top-1, last", "Best", "At epoch", "Top-5", "Test loss", "Time", "Device", "Run")
+    names = (
+        "Seed",
+        "Top-1, last (%)",
+        "Best (%)",
+        "At epoch",
+        "Top-5 (%)",
+        "Test loss",
+        "Time (h:m:s)",
+        "Device",
+        "Run",
+    )
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     label = f"Runs of {clean(summary.cell.label)} on {_pair(summary)}"
     made = scroll(tag("table", head, tag("tbody", *rows), aria_label=label), label)
@@ -155,7 +165,7 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
 
 def _short(label: str, line: Sequence[tuple[CellSummary, int]]) -> Html:
     """The cells of a row without their runs."""
-    names = ("Pair", "Top-1, last", "Best", "Runs")
+    names = ("Pair", "Top-1, last (%)", "Best (%)", "Runs")
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     rows = []
     for summary, position in line:
@@ -194,7 +204,7 @@ def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
         "" if run.best_epoch is None else str(run.best_epoch),
         _percent(run.top5_last),
         "" if run.test_loss_last is None else f"{run.test_loss_last:.3f}",
-        "" if run.train_s is None else duration(run.train_s),
+        duration(run.train_s) if run.train_s else "",  # a checkpoint was not trained here
         run.device,
     )
     return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out), class_="files"))
@@ -259,10 +269,10 @@ def clean_line(line: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _percent(value: float | None) -> str:
@@ -305,8 +315,8 @@ def _curve(series: Mapping[int | None, Series]) -> Html:
     axes = [
         tag("line", x1=LEFT, x2=WIDTH, y1=floor, y2=floor),
         tag("line", x1=LEFT, x2=LEFT, y1=0, y2=floor),
-        tag("text", f"{high:.1f}", x=LEFT - 4, y=12, text_anchor="end"),
-        tag("text", f"{low:.1f}", x=LEFT - 4, y=floor, text_anchor="end"),
+        tag("text", f"{high:.1f} %", x=LEFT - 4, y=12, text_anchor="end"),
+        tag("text", f"{low:.1f} %", x=LEFT - 4, y=floor, text_anchor="end"),
         tag("text", f"epoch {first}", x=LEFT, y=HEIGHT - 3),
         tag("text", str(last), x=WIDTH - 2, y=HEIGHT - 3, text_anchor="end"),
     ]

@@ -276,6 +276,8 @@ def test_only_what_is_marked_up_is_markup():
     assert isinstance(tag("br"), Html) and tag("br") == "<br>"
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0:00"), (61, "1:01"), (3599.7, "1:00:00"), (36061, "10:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0:00:00"), (61, "0:01:01"), (3599.7, "1:00:00"), (36061, "10:01:01")]
+)
 def test_durations(seconds: float, words: str):
     assert duration(seconds) == words
