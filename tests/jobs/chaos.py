@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from bench import store
 from jobs import snapshot
 from tests import tiny
 from tests.jobs import cluster as slurms
-from tests.jobs.faults import FAULTS, Arena, Hit
+from tests.jobs.faults import FAULTS, Arena
 from tests.jobs.results import do_here, essence
 
 ROOT = Path(__file__).parents[2]
@@ -89,17 +90,18 @@ def retold(log: str, deaths: int, damages: int) -> list[str]:
     return wrong
 
 
-def went_on(log: bytes, hit: Hit) -> str:
-    """What the log of a run says of the time after a fault."""
-    before = [int(number) for number in STEP.findall(log[: hit.log_bytes].decode(errors="replace"))]
-    after = log[hit.log_bytes :].decode(errors="replace")
-    lines = after.splitlines()
-    first = next((line for line in lines if STEP.search(line) or DONE in line), "")
-    restarted = BEGIN in after[: after.index(first)] if first else False
-    if not first or not restarted:
-        return "not interrupted"
-    match = STEP.search(first)
-    return "from the start" if match and before and int(match[1]) < before[-1] else "from its checkpoint"
+COLUMNS = "went on", "from its checkpoint", "from the start"
+
+
+def went_on(log: bytes, begin: int, end: int | None) -> str:
+    """Which of `COLUMNS` a log tells of a fault at byte `begin`; from `end` on it is the next fault's."""
+    before = STEP.findall(log[:begin].decode(errors="replace"))
+    if BEGIN.encode() not in log[begin:end]:
+        return COLUMNS[0]
+    again = log[begin:].decode(errors="replace").partition(BEGIN)
+    before += STEP.findall(again[0])
+    match = STEP.search(again[2])
+    return COLUMNS[2] if match and before and int(match[1]) < int(before[-1]) else COLUMNS[1]
 
 
 # The program
@@ -198,14 +200,15 @@ def judge(here: Arena, undisturbed: Mapping[str, object]) -> tuple[list[str], li
 def table(here: Arena) -> list[str]:
     """A row for each fault: how often, and what its victims' logs say of the time after."""
     outcomes = {name: Counter() for name in here.counts}
-    for hit in here.hits:
-        outcomes[hit.fault][went_on(store.run_folder(here.out, hit.run_id).log.read_bytes(), hit)] += 1
-    columns = ["not interrupted", "from its checkpoint", "from the start"]
-    rows = [["fault", "times", "runs hit", *columns], ["---", *["--:"] * 5]]
+    for number, hit in enumerate(here.hits):
+        log = store.run_folder(here.out, hit.run_id).log.read_bytes()
+        later = (other.log_bytes for other in here.hits[number + 1 :] if other.run_id == hit.run_id and other.alive)
+        outcomes[hit.fault][went_on(log, hit.log_bytes, next(later, None))] += 1
+    rows = [["fault", "times", "runs hit", *COLUMNS], ["---", *["--:"] * 5]]
     for name in FAULTS:
         if name in here.counts:
             found = outcomes[name]
-            rows.append([name, *map(str, (here.counts[name], found.total(), *(found[column] for column in columns)))])
+            rows.append([name, *map(str, (here.counts[name], found.total(), *(found[column] for column in COLUMNS)))])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -224,6 +227,7 @@ def main() -> int:
         again = [sys.executable, "-m", "tests.jobs.chaos", *sys.argv[1:]]
         os.environ["KD_CHAOS_MOUNTS"] = "own"
         os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *again])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which leaves nothing behind
     torch.set_num_threads(1)
     text, failed = [], False
     with tempfile.TemporaryDirectory(prefix="chaos") as name:
@@ -261,9 +265,9 @@ def heading(args: argparse.Namespace) -> list[str]:
         "",
         f"Written by that command (`--write`), with torch {torch.__version__}, {version}, {cores} CPU cores. A grid of",
         "tiny runs is done while random faults befall it. Where a fault chooses no run, each one under way counts as",
-        "hit. The last columns say what the run's log shows next: the same process went on (or the run was at its end),",
-        "another went on from the checkpoint, or it began again at epoch 1. Which moment a fault meets depends on the",
-        "machine, so the same seed gives the same faults in the same order, not the same counts.",
+        "hit. The last columns say what the run's log shows until the next fault hit the same run: the same process",
+        "went on, another went on from the checkpoint, or it began again at epoch 1. Which moment a fault meets depends",
+        "on the machine: the same seed gives the same faults in the same order, not the same counts.",
         "",
     ]
 

@@ -24,10 +24,11 @@ from tests.jobs import cluster as slurms
 
 @dataclass
 class Hit:
-    """What a fault found: a run under way (or a file of one), and how long its log was then."""
+    """What a fault found: a run (under way or not, where it is a file of one), and how long its log was then."""
 
     fault: str
     run_id: str
+    alive: bool
     log_bytes: int
 
 
@@ -49,6 +50,7 @@ class Arena:
     deaths: Counter = field(default_factory=Counter)  # of each run: faults that may end it without a checkpoint
     damages: Counter = field(default_factory=Counter)  # of each run: checkpoints and results that were spoilt
     exits: Counter = field(default_factory=Counter)
+    upkeep_at: float = 0.0
     complaints: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,8 @@ class Arena:
     def mark(self, fault: str, folders: list[store.RunFolder], *, deadly: bool = False, damage: bool = False) -> None:
         for folder in folders:
             size = folder.log.stat().st_size if folder.log.exists() else 0
-            self.hits.append(Hit(fault, folder.run_id, size))
+            holder = claims.read(folder.path)
+            self.hits.append(Hit(fault, folder.run_id, bool(holder and holder.alive), size))
             self.deaths[folder.run_id] += deadly
             self.damages[folder.run_id] += damage
 
@@ -131,7 +134,8 @@ class Arena:
     # Upkeep: what a user, a scheduler's timer or an administrator would do
 
     def upkeep(self) -> None:
-        if self.machines:
+        if self.machines and time.monotonic() > self.upkeep_at:
+            self.upkeep_at = time.monotonic() + 5  # not before the last one's requeued jobs have started
             with contextlib.suppress(RuntimeError):  # its controller is being restarted
                 self.machines.start_requeued()
                 for job in self.machines.jobs():
