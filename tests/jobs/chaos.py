@@ -263,11 +263,11 @@ def heading(args: argparse.Namespace) -> list[str]:
         "",
         f"    python -m tests.jobs.chaos {options}",
         "",
-        f"Written by that command (`--write`), with torch {torch.__version__}, {version}, {cores} CPU cores. A grid of",
+        f"Written by that command (`--write`), with torch {torch.__version__}, {version}, {cores} cores. A grid of",
         "tiny runs is done while random faults befall it. Where a fault chooses no run, each one under way counts as",
         "hit. The last columns say what the run's log shows until the next fault hit the same run: the same process",
-        "went on, another went on from the checkpoint, or it began again at epoch 1. Which moment a fault meets depends",
-        "on the machine: the same seed gives the same faults in the same order, not the same counts.",
+        "went on, another went on from the checkpoint, or it began again at epoch 1. Which moment a fault meets",
+        "depends on the machine: the same seed gives the same faults in the same order, not the same counts.",
         "",
     ]
 
