@@ -141,14 +141,18 @@ def arena(folder: Path, code: Path, grid: Path, where: str, seed: int) -> Iterat
         subprocess.run(["umount", "--lazy", folder / "disk"], check=True)
 
 
-def rage(here: Arena, where: str, count: int) -> None:
-    """Let faults loose: all kinds in random order, then again, as many as asked for."""
+def rage(here: Arena, where: str, count: int, run_ids: list[str]) -> None:
+    """Let faults loose: all kinds in random order, then again, as many as asked for.
+
+    The runs get the time to keep pace, within bounds, so that the faults meet all parts of the grid.
+    """
     kinds = [name for name, (_, place) in FAULTS.items() if place in ("both", where)]
     order: list[str] = []
     while len(order) < count:
         order += here.chance.sample(kinds, len(kinds))
-    for name in order[:count]:
-        here.until_alive(15)
+    for number, name in enumerate(order[:count]):
+        pace = 0.8 * len(run_ids) * number / count
+        here.until(lambda pace=pace: here.alive() and here.done(run_ids) >= pace, 12)
         time.sleep(1.5 * here.chance.random())
         here.counts[name] += 1
         before = len(here.hits)
@@ -160,7 +164,7 @@ def rage(here: Arena, where: str, count: int) -> None:
 def settle(here: Arena, run_ids: list[str]) -> None:
     """Until every run is done; then the command once more, which has to find them so."""
     end = time.monotonic() + END_S
-    while not here.all_done(run_ids):
+    while here.alive() or here.done(run_ids) < len(run_ids):
         here.upkeep()
         time.sleep(0.5)
         if time.monotonic() > end:
@@ -238,7 +242,7 @@ def main() -> int:
         for where in ("local", "slurm") if args.where == "both" else (args.where,):
             began = time.monotonic()
             with arena(folder / where, code, grid, where, args.seed) as here:
-                rage(here, where, args.faults)
+                rage(here, where, args.faults, list(runs))
                 settle(here, list(runs))
                 wrong, notes = judge(here, undisturbed)
                 rows = table(here)

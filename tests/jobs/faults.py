@@ -144,22 +144,19 @@ class Arena:
         if not self.reap():
             self.drive(*(["--wait"] if self.machines and self.chance.random() < 0.7 else []))
 
-    def until_alive(self, within_s: float) -> None:
+    def until(self, condition: Callable[[], bool], within_s: float) -> None:
         end = time.monotonic() + within_s
-        while time.monotonic() < end:
+        while not condition() and time.monotonic() < end:
             self.upkeep()
-            if self.alive():
-                return
             time.sleep(0.2)
 
-    def all_done(self, run_ids: list[str]) -> bool:
+    def done(self, run_ids: list[str]) -> int:
+        """How many of these runs have a result that can be read."""
+        count = 0
         for run_id in run_ids:
-            try:
-                if store.read_result(store.run_folder(self.out, run_id), curve=False) is None:
-                    return False
-            except store.Damaged:
-                return False
-        return not self.alive()
+            with contextlib.suppress(store.Damaged):
+                count += store.read_result(store.run_folder(self.out, run_id), curve=False) is not None
+        return count
 
 
 # Faults: each does its harm to an arena. The name says what; the third says where it makes sense.
