@@ -28,9 +28,7 @@ def test_every_offset_and_flip_equals_torchvision():
     top, left, flip = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.arange(2)).unbind(1)
     draw = WeakDraw(top, left, flip.bool())
     images = noise(9 * 9 * 2)
-    expected = [
-        torchvision_weak(image, int(t), int(c), bool(f)) for image, t, c, f in zip(images, *draw, strict=True)
-    ]
+    expected = [torchvision_weak(image, int(t), int(c), bool(f)) for image, t, c, f in zip(images, *draw, strict=True)]
     assert torch.equal(apply_weak(images, draw), torch.stack(expected))
 
 
@@ -56,9 +54,7 @@ def test_offsets_are_uniform_independent_and_half_are_flipped():
 
 def test_one_seed_gives_one_augmentation():
     images = noise(64)
-    first, again, other = (
-        apply_weak(images, draw_weak(64, torch.Generator().manual_seed(seed))) for seed in (3, 3, 4)
-    )
+    first, again, other = (apply_weak(images, draw_weak(64, torch.Generator().manual_seed(seed))) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

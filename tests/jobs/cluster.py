@@ -315,6 +315,12 @@ class Cluster:
             jobs.append(Job(id, number, partition, state, reason, nodes, int(restarts), name))
         return jobs
 
+    def start_requeued(self) -> None:
+        """Requeued jobs wait two minutes: here only until the node has forgotten that it was told to end them."""
+        for job in self.jobs():
+            if job.state == "PENDING" and job.reason == "BeginTime":
+                self.run("scontrol", "update", f"jobid={job.id}", "starttime=now+2", check=False)
+
     def job(self, id: str) -> Job | None:
         """A job or a task of an array; None once it is forgotten."""
         return next((job for job in self.jobs(finished=True) if job.id == id), None)

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 import reproduce
-from bench import experiment, store
 from bench import grid as grids
+from bench import store
 from jobs import claims, records, scheduler, slurm, snapshot, worker
 from tests import tiny
 from tests.jobs import cluster as slurms
+from tests.jobs.results import do_here, essence
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "gpus: 0\ncpus_per_task: 1\ntimeout_min: 60\nsignal_delay_s: 30\n"
@@ -97,25 +98,6 @@ def until(condition, what: str, timeout_s: float = TIMEOUT_S):
     return value
 
 
-def essence(out: Path) -> dict:
-    """Everything of all results but clocks and places, and the weights."""
-    found = {}
-    for path in sorted(out.glob("runs/*/result.json")):
-        folder = store.RunFolder(path.parent)
-        result = store.read_result(folder)
-        curve = [{key: value for key, value in row.items() if key != "wall_s"} for row in result["curve"]]
-        weights = store.read_torch(folder.weights)["model"]
-        found[folder.run_id] = result["config"], result["metrics"], curve, {k: v.tolist() for k, v in weights.items()}
-    return found
-
-
-def do_here(out: Path, runs) -> dict:
-    """The results of the same runs without SLURM, without interruption."""
-    for run in runs:
-        assert worker.do(run, experiment.Site(out, torch.device("cpu")), threading.Event())[0] == worker.DONE
-    return essence(out)
-
-
 def progressing(folder: store.RunFolder) -> bool:
     """Whether a run is under way and an epoch old."""
     holder = claims.read(folder.path) if folder.path.is_dir() else None
@@ -124,13 +106,6 @@ def progressing(folder: store.RunFolder) -> bool:
 
 def last_epoch(folder: store.RunFolder) -> int:
     return max(map(int, re.findall(r" epoch (\d+) ", folder.log.read_text())))
-
-
-def start_now(machines) -> None:
-    """Requeued jobs wait two minutes: here only until the node has forgotten that it was told to end them."""
-    for job in machines.jobs():
-        if job.state == "PENDING" and job.reason == "BeginTime":
-            machines.run("scontrol", "update", f"jobid={job.id}", "starttime=now+2", check=False)
 
 
 def test_grid_gives_the_results_of_this_machine(slurm_here, tmp_path, capsys):
@@ -179,7 +154,7 @@ def test_usr2_requeues_and_the_student_still_waits(slurm_here, undisturbed, tmp_
     assert "stopped, checkpoint written" in teacher.log.read_text()
     assert not student.path.exists()
     assert folder("--only", "method=kd") == 3 and len(slurm_here.jobs()) == 2  # submits nothing twice meanwhile
-    start_now(slurm_here)
+    slurm_here.start_requeued()
     assert folder("--only", "method=kd", "--wait") == 0
     assert slurm_here.job(job.id).restarts == 1
     assert essence(folder.out) == undisturbed
@@ -202,7 +177,7 @@ def test_preempted_by_a_better_partition(slurm_here, tmp_path):
 def goes_on(machines, run: store.RunFolder, job: slurms.Job) -> None:
     """The requeued job does the next epochs, not the first ones again."""
     epochs = last_epoch(run)
-    start_now(machines)
+    machines.start_requeued()
     until(lambda: last_epoch(run) > epochs + 1, "the run to go on")
     assert len(re.findall(r" epoch 1 ", run.log.read_text())) == 1
     assert machines.job(job.id).restarts == 1 and run.log.read_text().count("code in") == 2

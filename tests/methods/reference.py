@@ -168,8 +168,16 @@ def released_factors(z_t: Array) -> tuple[float, float]:
 
 
 def hint(
-    x: Array, target: Array, weight: Array, bias: Array, gamma: Array, beta: Array,
-    stride: int = 1, padding: int = 0, transposed: bool = False, eps: float = 1e-5,
+    x: Array,
+    target: Array,
+    weight: Array,
+    bias: Array,
+    gamma: Array,
+    beta: Array,
+    stride: int = 1,
+    padding: int = 0,
+    transposed: bool = False,
+    eps: float = 1e-5,
 ) -> tuple[float, dict[str, Array]]:
     """MSE(ReLU(BatchNorm(conv(x))), target), batch statistics, and its gradients by argument name.
 
@@ -245,8 +253,13 @@ def progress(epoch: float, dtype: torch.dtype = torch.float64) -> methods.Progre
 
 
 def measure(
-    name: str, params: dict[str, Any], z_s: Array, z_t: Array, labels: Array,
-    epoch: float = 1, dtype: torch.dtype = torch.float64,
+    name: str,
+    params: dict[str, Any],
+    z_s: Array,
+    z_t: Array,
+    labels: Array,
+    epoch: float = 1,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, tuple[float, Array]]:
     """A logit method's terms and their gradients in the student's logits; the epoch is of `dtype`, too."""
     train_set = methods.TrainSet(torch.as_tensor(labels), z_s.shape[1])

@@ -32,9 +32,7 @@ def build(
 ) -> methods.Method:
     """The method on networks whose maps before the hint layer are of another shape."""
     shapes = {"student": student, "teacher": teacher}
-    monkeypatch.setattr(
-        fitnet, "shapes", lambda net: SimpleNamespace(features=((7, 7, 7),) * layer + (shapes[net],))
-    )
+    monkeypatch.setattr(fitnet, "shapes", lambda net: SimpleNamespace(features=((7, 7, 7),) * layer + (shapes[net],)))
     torch.manual_seed(0)
     settings = reference.settings("fitnet", {**PARAMS, "hint_layer": layer})
     method = methods.get("fitnet")(settings, "student", "teacher", methods.TrainSet(torch.arange(2), 4))
@@ -46,9 +44,7 @@ def give_weights(method: methods.Method, rng: np.random.Generator) -> dict[str, 
     conv, bn, relu = method.regressor
     assert isinstance(bn, nn.BatchNorm2d) and isinstance(relu, nn.ReLU)
     given = {}
-    for name, parameter in (
-        ("weight", conv.weight), ("bias", conv.bias), ("gamma", bn.weight), ("beta", bn.bias)
-    ):
+    for name, parameter in (("weight", conv.weight), ("bias", conv.bias), ("gamma", bn.weight), ("beta", bn.bias)):
         given[name] = rng.standard_normal(tuple(parameter.shape))
         parameter.data = torch.from_numpy(given[name])
     return given
@@ -79,9 +75,7 @@ def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, case: str, signed
     close(terms["ce"].item(), 1.5 * value)
     close(torch.autograd.grad(terms["ce"], logits)[0], 1.5 * gradient)
 
-    value, gradients = reference.hint(
-        x, target, **weights, stride=stride, padding=padding, transposed=transposed
-    )
+    value, gradients = reference.hint(x, target, **weights, stride=stride, padding=padding, transposed=transposed)
     close(terms["hint"].item(), 100 * value)
     terms["hint"].backward()
     conv, bn, _ = method.regressor

@@ -132,8 +132,15 @@ def test_a_validator_speaks_for_itself() -> None:
     from bench.run import Train
 
     values = {
-        "epochs": 2, "batch": 1, "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0,
-        "milestones": [2, 1], "gamma": 0.1, "grad_clip": None,
+        "epochs": 2,
+        "batch": 1,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "milestones": [2, 1],
+        "gamma": 0.1,
+        "grad_clip": None,
     }
     assert message(values, Train).startswith('"value": milestones must rise strictly, got {')
 

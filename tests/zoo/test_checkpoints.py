@@ -178,9 +178,7 @@ def test_anything_but_finite_weights(tmp_path: Path, content: object, said: str)
         ("resnet8", 10, "it is resnet8 with 10 classes instead of 100", "fc.weight 10x64 instead of 100x64"),
     ],
 )
-def test_another_network_is_recognised(
-    tmp_path: Path, arch: str, classes: int, whose: str, differences: str
-) -> None:
+def test_another_network_is_recognised(tmp_path: Path, arch: str, classes: int, whose: str, differences: str) -> None:
     path = saved(tmp_path, {"model": state(arch, classes)})
     net = zoo.build("resnet8")
     before = {key: value.clone() for key, value in net.state_dict().items()}

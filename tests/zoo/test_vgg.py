@@ -21,9 +21,7 @@ def second_forward(w: dict[str, Tensor], x: Tensor) -> tuple[list[Tensor], list[
         while f"block{block}.{i}.weight" in w:
             conv, norm = f"block{block}.{i}", f"block{block}.{i + 1}"
             x = F.conv2d(x, w[f"{conv}.weight"], w[f"{conv}.bias"], padding=1)
-            mean, var, gamma, beta = (
-                w[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")
-            )
+            mean, var, gamma, beta = (w[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
             normed = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=1e-5)
             x = normed.clamp(min=0)
             i += 3
