@@ -51,7 +51,7 @@ class Merged:
 
 
 def unpack(file: Path, out: Path) -> Merged:
-    """Merge a pack into `out`, made where it is missing. BadInput, and nothing done, for a file that is no whole pack."""
+    """Merge a pack into `out`, made where it is missing. BadInput, with nothing done, for what is no whole pack."""
     if out.exists() and not out.is_dir():
         raise BadInput(f'--into "{out}" is a file: give a folder')
     if not file.is_file():
@@ -200,7 +200,7 @@ def _merge_claimed(theirs: store.RunFolder, ours: store.RunFolder, out: Path, se
 
 def _merge_unfinished(theirs: store.RunFolder, ours: store.RunFolder, notes: list[str]) -> str:
     """The side that came further is the later one, and its failure, or its going on after one, counts."""
-    far, own = _far(theirs, notes), _far(ours, notes)
+    far, own = _far(theirs, notes, ours), _far(ours, notes, theirs)
     if far > own:
         _place(theirs.last, ours.last)
         if ours.error.exists():
@@ -217,8 +217,10 @@ def _merge_unfinished(theirs: store.RunFolder, ours: store.RunFolder, notes: lis
     return NEWS if grown or (fails and far == own) else NOTHING
 
 
-def _far(folder: store.RunFolder, notes: list[str]) -> tuple[int, int]:
+def _far(folder: store.RunFolder, notes: list[str], other: store.RunFolder) -> tuple[int, int]:
     """Epoch and step of a checkpoint; (0, 0) where there is none. A broken one is set aside."""
+    if not other.last.exists():
+        return int(folder.last.exists()), 0  # nothing to compare with, so torch need not be loaded to read it
     saved = _whole(folder.last, lambda: store.read_torch(folder.last), notes)
     if saved is None:
         return 0, 0
