@@ -244,11 +244,11 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
         order = json.loads(line)
         run = check(Run, order["run"], "order")
         outcome, message = do(run, site_of(order.get("weights")), stop)
-        print(
-            json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message}),
-            file=answers,
-            flush=True,
-        )
+        said = json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message})
+        try:
+            print(said, file=answers, flush=True)
+        except BrokenPipeError:
+            break  # the driver is gone: the run's own files say what became of it
     left.set()
 
 

@@ -30,7 +30,7 @@ def order(run: Run) -> str:
     return json.dumps({"run": run.model_dump(mode="json")}) + "\n"
 
 
-def start(out: Path, every_s: float = 0.0) -> subprocess.Popen:
+def start(out: Path, every_s: float = 0.0, **options) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
@@ -44,7 +44,7 @@ def start(out: Path, every_s: float = 0.0) -> subprocess.Popen:
         "--checkpoint-every-s",
         str(every_s),
     ]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def teacher_run(tmp_path) -> Run:
@@ -123,6 +123,18 @@ def test_end_of_orders_stops_with_a_checkpoint(tmp_path, undisturbed):
     assert not list(folder.path.glob("claim*"))
     assert worker.do(run, *here(tmp_path))[0] == worker.DONE
     assert essence(tmp_path, run) == essence(undisturbed, run)
+
+
+def test_an_answer_that_nobody_hears_is_no_error(tmp_path):
+    """The driver died while a run was at its end: no word of that where the driver's shell shows it."""
+    run, second = teacher_run(tmp_path), tiny.run(tmp_path, "vanilla", seed=1)
+    process = start(tmp_path, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write(order(run) + order(second))
+    process.stdin.flush()
+    assert process.wait(timeout=120) == 0 and process.stderr.read() == ""
+    assert store.run_folder(tmp_path, run.run_id).result.exists()
+    assert not store.run_folder(tmp_path, second.run_id).path.exists()
 
 
 def test_claimed_done_and_blocked(tmp_path):
