@@ -2,6 +2,34 @@
 
 import os
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"
 # No test submits to a cluster that this machine may belong to; those that need one bring their own.
 os.environ["SLURM_CONF"] = os.devnull
+
+LONGEST = (  # files, each done by one process: these first, so that none of them is left for the end
+    "test_reproduce.py",
+    "test_slurm.py",
+    "test_readme.py",
+    "test_chaos.py",
+    "test_acceptance.py",
+    "test_slurm_limit.py",
+    "test_task.py",
+    "test_pack.py",
+    "test_evaluate.py",
+    "test_cluster.py",
+    "test_report_command.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores, as some wait for SLURM most of the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1

@@ -70,11 +70,16 @@ def test_evaluate_command(tmp_path):
     import torch
 
     line = next(line for line in LINES if "bench.evaluate" in line)
-    torch.save(build("resnet56").state_dict(), tmp_path / "resnet56.pth")
-    data = os.environ.get("CIFAR100_ROOT", str(tmp_path))
-    said = python(line.replace("resnet56.pth", str(tmp_path / "resnet56.pth")).replace("DIR", data))
+    weights, data = tmp_path / "resnet56.pth", os.environ.get("CIFAR100_ROOT", str(tmp_path))
+    if published := os.environ.get("KD_WEIGHTS"):
+        weights = Path(published) / "streamlined" / "resnet56.pth"
+    else:
+        torch.save(build("resnet56").state_dict(), weights)
+    said = python(line.replace("resnet56.pth", str(weights)).replace("DIR", data))
     if "CIFAR100_ROOT" in os.environ:
         assert said.returncode == 0 and "10,000 test images" in said.stdout
+        if published:
+            assert float(re.search(r"top-1 ([\d.]+)", said.stdout)[1]) == pytest.approx(71.59, abs=0.02)
     else:
         assert said.returncode == 2 and "cifar-100-python" in said.stderr
 

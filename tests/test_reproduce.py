@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pty
@@ -41,9 +42,11 @@ def start(*arguments, **options) -> subprocess.Popen:
 
 
 def call(*arguments) -> tuple[int, str]:
-    process = start(*arguments)
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
+    """The command in this process, whose imports are done; its workers are processes of their own all the same."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = reproduce.main([*map(str, arguments)])
+    return status, said.getvalue()
 
 
 def results(out: Path) -> dict[str, dict]:
@@ -69,8 +72,9 @@ def grid(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, grid):
     out = tmp_path_factory.mktemp("undisturbed")
-    status, said = call("--grid", grid, "--out", out, "--slots", 2, "--no-plots")
-    assert status == 0, said
+    process = start("--grid", grid, "--out", out, "--slots", 2, "--no-plots")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     return out, said
 
 

@@ -264,7 +264,7 @@ def main() -> int:
 
 
 def heading(args: argparse.Namespace) -> list[str]:
-    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
+    version = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True).stdout.strip()
     cores = len(os.sched_getaffinity(0))
     options = f"--faults {args.faults} --seed {args.seed} --where {args.where} --size {args.size}"
     return [
