@@ -97,6 +97,4 @@ class WideResNet(Net):
         return (f0, f1, f2, f3), (preact1, preact2, preact3), F.relu(preact3)
 
 
-ARCHITECTURES = {
-    f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)
-}
+ARCHITECTURES = {f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)}
