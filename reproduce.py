@@ -17,6 +17,7 @@ from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
 from zoo.errors import BadInput
 
 MOST_SLOTS = 1024
+PRECISION = "fp32"
 
 
 def parser() -> Parser:
@@ -31,7 +32,7 @@ def parser() -> Parser:
         "--grid",
         metavar="NAME|FILE",
         help="a grid of bench/grids/ or a YAML file (default: full; "
-        "with --status and --report the grid that --out was last used for)",
+        "with --status, --report and --compare the grid that --out was last used for)",
     )
     what.add_argument("--protocol", metavar="NAME|FILE", help="another protocol than the grid's")
     what.add_argument(
@@ -44,7 +45,9 @@ def parser() -> Parser:
         "several filters: any may match)",
     )
     what.add_argument("--seeds", metavar="N|A,B,...", help="a count (3) or the seeds themselves (0,1,2)")
-    what.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="part of a run's identity")
+    what.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16"), help=f"part of a run's identity (default: {PRECISION})"
+    )
     where = made.add_argument_group("where")
     where.add_argument("--out", metavar="DIR", type=Path, default=Path("results"), help="default: results")
     where.add_argument(
@@ -157,7 +160,7 @@ def _request(args: argparse.Namespace):
         only=tuple(args.only),
         data=args.data,
         device=args.device,
-        precision=args.precision,
+        precision=args.precision or PRECISION,
         slots=args.slots,
         time_budget_min=args.time_budget,
         cluster=args.cluster,
@@ -178,6 +181,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for folder in (args.out, args.compare) if args.compare else ():
         if not (folder / "runs").is_dir():
             raise BadInput(f'"{folder}" has no runs/: --compare needs two results folders, --out and the one given')
+    if args.compare and args.only:
+        raise BadInput("--only does not go with --compare, which shows every cell: leave it out")
 
 
 def _uses_slurm(args: argparse.Namespace) -> bool:
@@ -208,23 +213,13 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace):
-    """The grid asked for; for --status and --report without --grid, the one kept in the folder."""
     from bench import grid as grids
 
-    seeds = None if args.seeds is None else grids.parse_seeds(args.seeds)
-    if args.grid is None and (args.status or args.report or args.compare):
-        kept = grids.read_kept(args.out)
-        if kept:
-            if args.protocol is not None or seeds is not None:
-                raise BadInput(
-                    "--protocol and --seeds need --grid: without it the plan kept in --out is shown as it is"
-                )
-            return kept
     return grids.expand(
         grids.load("full" if args.grid is None else args.grid),
         protocol=args.protocol,
-        seeds=seeds,
-        precision=args.precision,
+        seeds=None if args.seeds is None else grids.parse_seeds(args.seeds),
+        precision=args.precision or PRECISION,
     )
 
 
@@ -232,10 +227,12 @@ def _outline(args: argparse.Namespace):
     """What --out is looked at for: the grid asked for, else the one it was last used for."""
     from jobs import states
 
-    if args.grid is None and args.protocol is None and args.seeds is None:
-        kept = states.read_kept(args.out)
-        if kept:
-            return kept
+    kept = states.read_kept(args.out) if args.grid is None else None
+    if kept:
+        for name in ("protocol", "seeds", "precision"):
+            if getattr(args, name) is not None:
+                raise BadInput(f"--{name} needs --grid: without it the plan kept in --out is shown as it is")
+        return kept
     from jobs import plan as plans  # imports torch, as little that reads files only should
 
     return plans.outline(_grid(args))

@@ -38,18 +38,18 @@ CAPTIONS = {
     "curves": Caption(
         "Test accuracy over epochs",
         "Means over seeds (the first ten, if there are more); bands reach from the lowest to the highest seed. Dotted "
-        "verticals: the learning rate falls. What lies below the range of the last two thirds is cut off. Curves of "
-        "50 epochs and more are running medians over a 25th of the epochs, since single epochs scatter by points "
-        "while the learning rate is high (the last point is the last epoch's own value), and are drawn twice: left "
-        "all methods from the start, then, group by group beside the Student row, the end from the first fall of the "
-        "learning rate on.",
+        "verticals: the learning rate falls, where all rows of a pair agree on when. What lies below the range of the "
+        "last two thirds is cut off. Curves of 50 epochs and more are running medians over a 25th of the epochs, since "
+        "single epochs scatter by points while the learning rate is high (the last point is the last epoch's own "
+        "value), and are drawn twice: left all methods from the start, then, group by group beside the Student row, "
+        "the end from the first fall of the learning rate on.",
         "Line plot of test accuracy over epochs; the last values are in the results table.",
     ),
     "cost": Caption(
         "Accuracy against training cost",
         "Means over seeds, with a line from the lowest to the highest accuracy. Time is that of the whole run as "
         "measured, evaluation included; runs that shared a device took longer for it. The grey steps join the methods "
-        "that nothing cheaper beats.",
+        "that nothing cheaper beats; with several devices nothing is joined.",
         "Scatter plot of accuracy over training time; both are listed for every run in the section on cells.",
     ),
     "terms": Caption(

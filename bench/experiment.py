@@ -16,6 +16,7 @@ from torch import nn
 import zoo
 from bench import data as datasets
 from bench import store
+from bench.capture import own_stream
 from bench.evaluate import evaluate
 from bench.protocol import CHECKPOINT
 from bench.provenance import provenance
@@ -66,17 +67,18 @@ def perform(
         net, curve, timing = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
     else:
         teacher = load_teacher(run.teacher, site.out) if run.teacher else None
-        net, state = train(
-            run,
-            dataset,
-            teacher,
-            folder.last,
-            should_stop=should_stop,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            before_write=before_write,
-            checkpoint_every_s=site.checkpoint_every_s,
-        )
+        with own_stream(site.device):
+            net, state = train(
+                run,
+                dataset,
+                teacher,
+                folder.last,
+                should_stop=should_stop,
+                on_step=on_step,
+                on_epoch=on_epoch,
+                before_write=before_write,
+                checkpoint_every_s=site.checkpoint_every_s,
+            )
         curve, timing = state.curve, _timing(state, len(dataset.train_labels), site.devices)
     before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})

@@ -202,7 +202,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "teacher": _text(_dict(config.get("teacher")).get("arch")),
         "student": _text(config.get("student")),
         "protocol": " v".join(filter(None, (_text(protocol.get("name")), _text(protocol.get("version"))))),
-        "data": _text(data.get("dataset")) + (f" ({n} images)" if (n := data.get("train_images")) else ""),
+        "data": _text(data.get("dataset")) + (f" ({n} images)" if (n := _text(data.get("train_images"))) else ""),
         "precision": _text(config.get("precision")),
         "params": json.dumps(config["params"], sort_keys=True) if config.get("params") else "",
         "top1_last": top1_last,

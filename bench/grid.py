@@ -19,7 +19,7 @@ import methods
 import zoo
 from bench import protocol as protocols
 from bench import store, yamlio
-from bench.cells import Cell, TableSpec
+from bench.cells import Cell
 from bench.cost import cost_flop
 from bench.data import NUM_CLASSES, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
@@ -72,10 +72,6 @@ class Grid:
     cells: tuple[Cell, ...]
     pairs: tuple[tuple[str, str], ...]
     weights: Mapping[str, Path]  # run id of a checkpoint -> its file
-
-    @property
-    def table(self) -> TableSpec:
-        return TableSpec(self.name, self.protocol.name, self.protocol.version, self.pairs, self.cells)
 
 
 def names() -> list[str]:
@@ -298,28 +294,3 @@ def keep(grid: Grid, out: Path) -> None:
             "flop": {run_id: cost_flop(run) for run_id, run in grid.runs.items()},
         },
     )
-
-
-def read_kept(out: Path) -> Grid | None:
-    """The grid that `keep` wrote, None where there is none; without paths of checkpoints, so only for reading."""
-    where = f'"{out / KEPT}"'
-    try:
-        kept = store.read_json(out / KEPT)
-        if kept is None:
-            return None
-        grid = Grid(
-            kept["grid"],
-            check(protocols.Protocol, kept["protocol"], where),
-            {run_id: check(Run, run, where) for run_id, run in kept["runs"].items()},
-            tuple(Cell(**{**cell, "run_ids": tuple(cell["run_ids"])}) for cell in kept["cells"]),
-            tuple((teacher, student) for teacher, student in kept["pairs"]),
-            weights={},
-        )
-        named = {run_id for cell in grid.cells for run_id in cell.run_ids}
-        if not named or not named <= set(grid.runs) or any(name != run.run_id for name, run in grid.runs.items()):
-            raise ValueError("its cells and runs do not fit together")
-        for run in grid.runs.values():
-            choose("architecture", run.student, zoo.architectures())
-        return grid
-    except (store.Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadInput(f"{where} cannot be read ({error}): name the grid with --grid") from None

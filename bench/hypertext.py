@@ -51,6 +51,8 @@ def table(table: Table, link: Callable[[int], str | None]) -> Html:
         bodies.append(tag("tbody", *rows))
     head = tag("thead", *_head_rows(table))
     caption = clean(table.caption)
+    marks = (len(entry.marks) for _, lines in table.sections for line in lines for entry in line.entries)
+    kinds = {"dense": table.span > 1, "marked": max(marks, default=0) > 1}  # several marks want room beside a number
     made = scroll(
         tag(
             "table",
@@ -58,7 +60,7 @@ def table(table: Table, link: Callable[[int], str | None]) -> Html:
             head,
             *bodies,
             id=table.name,
-            class_="dense" if table.span > 1 else None,
+            class_=" ".join(name for name, holds in kinds.items() if holds) or None,
         ),
         caption,
     )

@@ -58,8 +58,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     found = [Section("", (tables.last_table(results, report.ranking),))]
     if report.aggregates:
         found.append(Section("Over all pairs", (tables.aggregate_table(results, report.aggregates),)))
-    if report.verdicts:
-        found.append(Section("Claims", items=_claims(report)))
+    found.append(Section("Claims", items=_claims(report)))
     found.append(Section("Best epoch", (tables.best_table(results),)))
     found.append(_published(report))
     made_of = (Item("", line) for line in tables.footer(results, report.now))
@@ -223,7 +222,7 @@ def _published_row(report: Report, i: int, number: Published | None) -> dict[str
 
 
 def _claims(report: Report) -> tuple[Item, ...]:
-    items = [Item("", _count(report))]
+    items = [Item("", _count(report))] if report.verdicts else []
     for verdict in report.verdicts:
         body = f"{verdict.text} ({verdict.source}). {verdict.why}"
         items.append(Item(verdict.verdict, body, tuple(verdict.evidence), verdict.text))

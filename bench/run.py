@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from methods import Settings
+from methods.settings import added_later
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Datasets = Literal["cifar100", "embedded-1"]
@@ -39,7 +40,7 @@ class Data(Settings):
 
 
 class Train(Settings):
-    """SGD with a step schedule: the field's optimiser."""
+    """SGD with a step schedule, the field's optimiser, or with a one-cycle schedule."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     batch: Annotated[int, Field(gt=0, le=100_000)]
@@ -50,6 +51,8 @@ class Train(Settings):
     milestones: tuple[PositiveInt, ...] = Field(strict=False)  # epochs after which the learning rate drops
     gamma: PositiveFloat
     grad_clip: PositiveFloat | None  # L2 norm over all gradients; None is off
+    # One cycle: the learning rate rises from 0 to `lr` in this share of all steps, then falls to 0, both linearly.
+    peak_at: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
 
     @model_validator(mode="after")
     def _rising_milestones(self) -> Train:
@@ -57,10 +60,15 @@ class Train(Settings):
             raise ValueError("milestones must rise strictly")
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise ValueError(f"milestone {self.milestones[-1]} is never reached in {self.epochs} epochs")
+        if self.milestones and self.peak_at is not None:
+            raise ValueError("milestones and peak_at are two schedules: choose one (milestones: [] is none)")
         return self
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch counted from 1."""
+    def lr_at(self, epoch: int, within: float = 0.5) -> float:
+        """Learning rate in an epoch counted from 1, at a moment `within` it (0 to 1), where that matters."""
+        if self.peak_at is not None:
+            done = (epoch - 1 + within) / self.epochs
+            return self.lr * min(done / self.peak_at, (1 - done) / (1 - self.peak_at))
         return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
 
 

@@ -176,8 +176,10 @@ def read_result(folder: RunFolder, *, curve: bool = True) -> dict[str, Any] | No
     for part in ("timing", "provenance"):
         if not isinstance(result.get(part, {}), dict):
             raise Damaged(f"result.json is damaged ({part} is not an object)")
-    if not isinstance(result.get("timing", {}).get("train_s", 0.0), (int, float)):
-        raise Damaged("result.json is damaged (train_s is not a number)")
+    for name in ("train_s", "device_s"):
+        seconds = result.get("timing", {}).get(name, 0.0)
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e12:
+            raise Damaged(f"result.json is damaged ({name} is no time)")
     return result
 
 

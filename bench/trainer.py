@@ -22,9 +22,11 @@ import methods
 import zoo
 from bench import data as datasets
 from bench import store
+from bench.capture import captured
 from bench.devices import autocast, memory_format, set_precision
 from bench.evaluate import evaluate
 from bench.run import Run, seed_for
+from zoo.inference import folded
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -64,27 +66,37 @@ class Trainer:
             self.method = method(params, student, teacher, train_set).to(device).train()
         self.run, self.dataset, self.layout = run, dataset, layout
         self.student = student.to(device, memory_format=layout)
+        if teacher and self.method.teacher_mode == "eval":
+            teacher = folded(teacher)
         self.teacher = teacher.to(device, memory_format=layout).requires_grad_(False) if teacher else None
         self.trained = [*self.student.parameters(), *self.method.parameters()]
         settings = run.train
+        # Tensors, so that a captured step sees their new values.
+        self.epoch = torch.zeros((), device=device)
+        self.lr, self.lr_now = torch.full((), settings.lr, device=device), settings.lr
         self.optimizer = torch.optim.SGD(
             self.trained,
-            lr=settings.lr,
+            lr=self.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
+            fused=True,
         )
-        self.epoch = torch.zeros((), device=device)  # a tensor, so that a captured step sees its new value
         self.term_names: list[str] = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate and the modes of an epoch counted from 1."""
         self.epoch.fill_(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.train.lr_at(epoch)
+        self.set_lr(self.run.train.lr_at(epoch))
         self.student.train()
         if self.teacher:
             self.teacher.train(self.method.teacher_mode == "train")
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        if lr != self.lr_now:
+            self.lr.fill_(lr)
+            self.lr_now = lr
 
     def step(
         self, images: Tensor, strong_images: Tensor | None, labels: Tensor, indices: Tensor, measure: bool = False
@@ -153,6 +165,8 @@ class Trainer:
         if saved["teacher"] is not None:
             self.teacher.load_state_dict(saved["teacher"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         self.term_names = saved["term_names"]
         if self.epoch.device.type == "cpu":
             torch.set_num_threads(saved["threads"])  # sums over threads: another number of them, other last bits
@@ -180,10 +194,12 @@ def train(
     `on_step` is called after each step, and after each batch of an evaluation, with the epoch under way (from 1), its
     steps so far and in all: it tells training from hanging, and must be cheap.
     `before_write` is called before each checkpoint and may raise to keep it from being written.
+    On a GPU call it on a stream of its own (`capture.own_stream`).
     Raises Diverged for a loss that is not finite, Stopped (after saving) when `should_stop` says so at a step.
     """
     set_precision(run.precision)
     trainer = Trainer(run, dataset, teacher)
+    step = captured(trainer.step, run.train.batch, dataset.train_labels.device)
     state = trainer.restore(checkpoint) or State()
     started = time.monotonic() - state.wall_s
     saved_at = time.monotonic()
@@ -201,7 +217,8 @@ def train(
         trainer.begin_epoch(state.epoch)
         for part in datasets.slices(len(epoch.labels), run.train.batch, first=state.step):
             strong = None if epoch.strong_images is None else epoch.strong_images[part]
-            values, pulls = trainer.step(
+            trainer.set_lr(run.train.lr_at(state.epoch, (state.step + 0.5) / steps))
+            values, pulls = step(
                 epoch.images[part], strong, epoch.labels[part], epoch.indices[part], measure=state.step == 0
             )
             if state.step == 0:

@@ -2,6 +2,7 @@
 
     python -m jobs.pack results campaign.tar.gz            # here: everything that the next machine needs
     python -m jobs.pack --into results campaign.tar.gz     # there: merged into what is there already
+    python -m jobs.pack results --keep results/measured/NAME   # results and report alone, to commit
 
 The file is a gzipped tar with the names of a results folder and an index as its last member, so that a file that was
 cut short is noticed. Exit status: 0 all is in the file (or merged), 1 something was left out or kept apart, and said,
@@ -120,6 +121,38 @@ def pack(
     return Packed(len(runs), packed, target.stat().st_size, tuple(notes))
 
 
+def keep(out: Path, folder: Path) -> int:
+    """Copy plan.json and the result of each finished run into `folder`; returns how many. Nothing there is removed.
+
+    BadInput, with nothing copied, where `folder` has another result of a run: a measured number is not replaced unseen.
+    """
+    if not (out / "runs").is_dir():
+        raise BadInput(f'"{out}" has no runs/: give the results folder that reproduce.py --out wrote')
+    outline = states.read_kept(out)
+    if outline is None:
+        raise BadInput(
+            f'"{out}" has no {store.KEPT}, which the report is made from: give the grid to reproduce.py once'
+        )
+    folders = [store.run_folder(out, name) for name in sorted(os.listdir(out / "runs"))]
+    done = [run for run in folders if run.path.is_dir() and states.status(run).state == "done"]
+    contents = {run.run_id: run.result.read_bytes() for run in done}
+    for run_id, content in contents.items():
+        there = store.run_folder(folder, run_id).result
+        if there.exists() and there.read_bytes() != content:
+            raise BadInput(f'"{there}" is another result of this run: keep one of the two, nothing was copied')
+    for run_id, content in contents.items():
+        run = store.run_folder(folder, run_id)
+        run.path.mkdir(parents=True, exist_ok=True)
+        _write(run.result, content)
+    if done:
+        _write(folder / store.KEPT, (out / store.KEPT).read_bytes())
+    return len(done)
+
+
+def _write(path: Path, content: bytes) -> None:
+    store.write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def _look(out: Path, only: Iterable[str]) -> tuple[dict[str, RunStatus], list[str]]:
     """The state of each run folder that is to be taken along, and a line on each that is not."""
     names = sorted(name for name in os.listdir(out / "runs") if re.fullmatch(merge.RUN_ID, name))
@@ -204,6 +237,17 @@ def _mib(size: int) -> str:
 
 def _lines(args: argparse.Namespace) -> Iterator[tuple[str, bool]]:
     """Do what is asked; each line of the answer, and whether it says that something is missing."""
+    if args.keep:
+        if len(args.paths) != 1 or args.into or args.weights or args.max_mib is not None or args.only:
+            raise BadInput("--keep takes one results folder and no other option")
+        count = keep(args.paths[0], args.keep)
+        if not count:
+            raise BadInput(f'"{args.paths[0]}" has no finished run to keep')
+        from jobs import results  # pandas is slow to import, and only this needs it
+
+        results.report(states.read_kept(args.keep), args.keep)
+        yield f"{count} results of {args.paths[0]} in {args.keep}", False
+        return
     if args.into is None:
         if len(args.paths) != 2:
             raise BadInput("give the results folder and the file to write; to unpack: --into FOLDER FILE")
@@ -227,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="FOLDER FILE; with --into FILE ...")
     parser.add_argument("--into", type=Path, metavar="FOLDER", help="unpack into a results folder, new or in use")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy results without weights there, and report")
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...",
                         help="runs of these cells, as in reproduce.py, and their teachers")  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHTS, help="weights.pt of which finished runs (default: teachers)")

@@ -58,7 +58,7 @@ def outline(grid: Grid) -> Outline:
         run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, cost_flop(run))
         for run_id, run in grid.runs.items()
     }
-    return Outline(grid.name, grid.protocol.name, grid.protocol.version, runs, grid.cells, grid.pairs)
+    return Outline(grid.name, grid.protocol.name, grid.protocol.version, grid.pairs, grid.cells, runs)
 
 
 def describe(plan: Plan, *, verbose: bool) -> str:

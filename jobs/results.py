@@ -12,7 +12,6 @@ from typing import TypeVar
 from bench import compare as comparison
 from bench import frames
 from bench import report as reports
-from bench.cells import TableSpec
 from bench.commandline import DONE
 from jobs import states
 from jobs.states import Outline
@@ -24,7 +23,7 @@ T = TypeVar("T")
 def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True) -> int:
     """Write the report into `out` and print its tables; returns the exit status."""
     found = states.look(outline, out, only, to_start=False)
-    made = reports.make(_table(outline), found.statuses, out)
+    made = reports.make(outline, found.statuses, out)
     written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
     print(reports.terminal(made, _width()))
     tables = [path for path in written if path.parent == out]
@@ -40,16 +39,12 @@ def compare(outline: Outline, out: Path, other: Path) -> int:
     sides = []
     for folder, its in ((out, outline), (other, states.read_kept(other) or outline)):
         statuses = states.look(its, folder, to_start=False).statuses
-        sides.append(comparison.Side(str(folder), frames.collect(_table(its), statuses, folder), statuses))
+        sides.append(comparison.Side(str(folder), frames.collect(its, statuses, folder), statuses))
     text = comparison.markdown(*sides, datetime.now(timezone.utc))
     path = out / "compare.md"
     _writing(lambda: reports.write_whole(path, text.encode()), out)
     print(f"{comparison.terminal(*sides, _width())}\n\nwrote {path}")
     return DONE
-
-
-def _table(outline: Outline) -> TableSpec:
-    return TableSpec(outline.grid, outline.protocol, outline.protocol_version, outline.pairs, outline.cells)
 
 
 def _writing(write: Callable[[], T], out: Path) -> T:

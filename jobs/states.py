@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
-from bench.cells import STATES, Cell, RunStatus
+from bench.cells import STATES, Cell, RunStatus, TableSpec
 from bench.commandline import DONE, INCOMPLETE
 from jobs import claims
 from zoo.errors import BadInput, choose
@@ -33,15 +33,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Outline:
+class Outline(TableSpec):
     """A grid without its settings: what plan.json says of it in a few milliseconds."""
 
-    grid: str
-    protocol: str
-    protocol_version: int
     runs: Mapping[str, Wanted]  # by run id, teachers before their students
-    cells: tuple[Cell, ...]
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -70,20 +65,36 @@ def read_kept(out: Path) -> Outline | None:
             return None
         flop = kept.get("flop", {})  # not in files of the first version
         runs = {
-            str(run_id): Wanted(int(run["seed"]), run["teacher"] and str(run["teacher"]["run_id"]), flop.get(run_id))
+            _text(run_id): Wanted(int(run["seed"]), run["teacher"] and run["teacher"]["run_id"], flop.get(run_id))
             for run_id, run in kept["runs"].items()
         }
-        cells = tuple(Cell(**{**cell, "run_ids": tuple(cell["run_ids"])}) for cell in kept["cells"])
-        pairs = tuple((str(teacher), str(student)) for teacher, student in kept["pairs"])
+        cells = tuple(map(_cell, kept["cells"]))
+        pairs = tuple((_text(teacher), _text(student)) for teacher, student in kept["pairs"])
         named = {run_id for cell in cells for run_id in cell.run_ids}
         if not named or not {*named, *(run.teacher for run in runs.values() if run.teacher)} <= set(runs):
             raise ValueError("its cells and runs do not fit together")
         if not all(run.flop is None or 0 <= run.flop < float("inf") for run in runs.values()):
             raise ValueError("a cost is not a number")
         protocol = kept["protocol"]
-        return Outline(str(kept["grid"]), str(protocol["name"]), int(protocol["version"]), runs, cells, pairs)
-    except (store.Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
+        return Outline(_text(kept["grid"]), _text(protocol["name"]), int(protocol["version"]), pairs, cells, runs)
+    except (store.Damaged, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
+
+
+def _cell(entry: Mapping[str, Any]) -> Cell:
+    texts = {name: _text(value) for name, value in entry.items() if name != "run_ids"}
+    cell = Cell(**texts, run_ids=tuple(map(_text, entry["run_ids"])))
+    if cell.role not in (*ROLES, "method"):
+        raise ValueError(f"no role is called {cell.role!r}")
+    return cell
+
+
+def _text(value: object) -> str:
+    """The value if it is a text that can be written to a file."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    value.encode()  # a lone surrogate, which JSON can hold, is a ValueError
+    return value
 
 
 def look(outline: Outline, out: Path, only: Iterable[str] = (), *, to_start: bool = True) -> States:

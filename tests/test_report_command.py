@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -270,6 +272,50 @@ def test_a_damaged_plan_is_said_in_one_line(folder: Path, content: str, capsys: 
     assert said.count("\n") == 1 and "plan.json" in said and "--grid" in said
 
 
+ODD = (None, -1, "\ud800", [1], 10**400)
+
+
+def with_one_value_odd(whole: Any) -> Iterator[Any]:
+    """Copies of a value of JSON, in each of which one value at any depth is replaced."""
+    yield from ODD
+    if isinstance(whole, (dict, list)):
+        for key in whole if isinstance(whole, dict) else range(min(2, len(whole))):
+            for odd in with_one_value_odd(whole[key]):
+                changed = copy.copy(whole)
+                changed[key] = odd
+                yield changed
+
+
+def test_any_value_anywhere_in_the_plan(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for plan in with_one_value_odd(json.loads((folder / "plan.json").read_text())):
+        (folder / "plan.json").write_text(json.dumps(plan))
+        for command in (["--report", "--no-plots"], ["--status"], ["--compare", str(folder)]):
+            status, said = reproduce.main([*command, "--out", str(folder)]), capsys.readouterr().err
+            assert status in (0, 1) if not said else status == 2 and "plan.json" in said and said.count("\n") == 1
+
+
+def test_any_value_anywhere_in_a_result(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    path = run(folder) / "result.json"
+    whole = json.loads(path.read_text())
+    for parsed in with_one_value_odd({**whole, "curve": whole["curve"][:1]}):
+        path.write_text(json.dumps(parsed))
+        assert report(folder) in (0, 1)
+        assert reproduce.main(["--status", "--out", str(folder)]) in (0, 1)
+
+
+@pytest.mark.parametrize("option", [["--protocol", "standard"], ["--seeds", "2"], ["--precision", "tf32"]])
+@pytest.mark.parametrize("command", [["--report"], ["--status"], ["--compare", "."]])
+def test_the_kept_plan_is_shown_as_it_is(
+    folder: Path, command: list[str], option: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    assert reproduce.main([*command, *option, "--out", "."]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{option[0]} needs --grid" in said
+
+
 def test_compare_two_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     other = tmp_path / "other"
     changed_grid = grid()
@@ -307,7 +353,9 @@ def test_compare_two_protocols(folder: Path, tmp_path: Path):
     assert "**only theirs**: KD on wrn_40_2 → wrn_16_2" in written and "No run is done on both sides." in written
 
 
-def test_compare_with_no_results_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_compare_with_what_it_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     for other in (tmp_path, tmp_path / "nowhere"):
         assert reproduce.main(["--out", str(folder), "--compare", str(other)]) == 2
         assert "has no runs/" in capsys.readouterr().err
+    assert reproduce.main(["--out", str(folder), "--compare", str(folder), "--only", "method=kd"]) == 2
+    assert "--only does not go with --compare" in capsys.readouterr().err

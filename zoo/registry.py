@@ -75,11 +75,10 @@ def count_parameters(net: nn.Module) -> int:
 def _probe(arch: str, num_classes: int) -> tuple[Shapes, int]:
     """Shapes and multiply-accumulates, from one image through the network on the CPU with all weights 0.
 
-    On the meta device torch would import its compiler for BatchNorm, which takes seconds. No generator is drawn from.
+    On the meta device torch would import its compiler for BatchNorm, which takes seconds, as for tensors made like
+    those of another device. No generator is drawn from.
     """
-    net = build_meta(arch, num_classes).to_empty(device="cpu")
-    for tensor in (*net.parameters(), *net.buffers()):
-        tensor.zero_()
+    net = build_meta(arch, num_classes)
     macs = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -90,8 +89,11 @@ def _probe(arch: str, num_classes: int) -> tuple[Shapes, int]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several would wait for each other most of the time
+    torch.set_num_threads(1)  # several would wait for each other most of the time, for zeros and on a busy machine
     try:
+        kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in net.state_dict().items()}
+        zeros = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (shape, dtype) in kinds.items()}
+        net.load_state_dict(zeros, assign=True)
         out = net.outputs(torch.zeros(1, *IMAGE, device="cpu"))  # also inside `with torch.device("meta")`
     finally:
         torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ SEED = {"linestyle": "", "marker": "o", "markersize": 3.4, "markeredgewidth": 0}
 MEAN = {"linestyle": "", "marker": "|", "markersize": 11, "markeredgewidth": 1.8}
 OPEN = {"linestyle": "", "color": "none", "markeredgecolor": "0.25", "markersize": 4.6, "markeredgewidth": 0.8}
 OPEN_MARKERS = ("D", "s", "^", "o", "v", "p", "h")
+ROOM = 0.35  # of a panel, for the words of an unfinished row
 BASELINES = {"student": style.STUDENT, "teacher": style.TEACHER}
 
 
@@ -46,12 +47,14 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
         for summary in line:
             _row(panels[summary.column], y, summary, looks[style.row_name(summary)].colour)
     place = {id(summary): y for y, line in enumerate(lines) for summary in line}
+    published: dict[int, list[float]] = {}
     for k, comparison in enumerate(comparisons):
         marker = OPEN | {"marker": OPEN_MARKERS[k % len(OPEN_MARKERS)]}
         drawn = False
         for i, entry in comparison.entries.items():
             if (summary := results.cells[i]).cell.role == "method":
                 panels[summary.column].plot(entry.published.top1, place[id(summary)], zorder=2, **marker)
+                published.setdefault(id(summary), []).append(entry.published.top1)
                 drawn = True
         handles += [Line2D([], [], label=_published(comparison.reference), **marker)] if drawn else []
     for axes in panels.values():
@@ -62,23 +65,37 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
         axes.margins(x=0.06)
         for y in style.group_breaks(lines):
             axes.axhline(y, color="0.8", linewidth=0.6, zorder=0)
+    for y, line in enumerate(lines):
+        for summary in line:
+            if summary.last.mean is None:
+                _sign(panels[summary.column], y, SIGNS[summary.state], published.get(id(summary), []))
     style.label_axes(panels, "Top-1 at the last epoch (%)")
     style.legend_below(figure, handles)
     return figure
 
 
 def _row(axes: Axes, y: int, summary: CellSummary, colour: str) -> None:
-    if summary.last.mean is None:
-        # Position in the axes across, in data up: no accuracy is claimed.
-        across = axes.get_yaxis_transform()
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        words = SIGNS[summary.state]
-        axes.text(0.02, y, words, transform=across, va="center", fontsize=6.5, color="0.4", bbox=box, zorder=5)
-        return
     points = [run.top1_last for run in done(summary.runs)]
     axes.plot(points, [y] * len(points), color=colour, alpha=0.75, zorder=3, **SEED)
     if len(points) > 1:
         axes.plot(summary.last.mean, y, color=colour, zorder=4, **MEAN)
+
+
+def _sign(axes: Axes, y: int, words: str, published: list[float]) -> None:
+    """Why a row has no points; at the left, or at the right where a published number is in the way."""
+    low, high = axes.get_xlim()
+    left = all(top1 > low + ROOM * (high - low) for top1 in published)
+    axes.text(
+        **({"x": 0.02, "ha": "left"} if left else {"x": 0.98, "ha": "right"}),
+        y=y,
+        s=words,
+        transform=axes.get_yaxis_transform(),  # no accuracy is claimed
+        va="center",
+        fontsize=6.5,
+        color="0.4",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        zorder=5,
+    )
 
 
 def _baseline(axes: Axes, role: str, mean: float, look: style.Look, others: list[float]) -> bool:

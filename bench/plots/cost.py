@@ -28,6 +28,7 @@ def cost(results: Results) -> Figure | None:
     looks, shown, teachers = style.looks_of(results), {}, False
     longest = max(s for found in timed.values() for s, _ in found)
     unit, name = (60.0, "minutes") if longest < MINUTES_BELOW_S else (3600.0, "hours")
+    devices = sorted({run.device for line in lines for s in line if id(s) in timed for run in done(s.runs)} - {""})
     figure, panels = style.panels_by_pair(pairs, 2.9, 2.3)
     for pair, axes in panels.items():
         points = []
@@ -43,12 +44,12 @@ def cost(results: Results) -> Figure | None:
             axes.plot([x, x], [min(accuracies), max(accuracies)], color=looks[row].colour, linewidth=0.9, zorder=2)
             axes.plot(x, y, zorder=3, **looks[row].point)
             points.append((x, y))
-        _frontier(axes, points)
+        if len(devices) < 2:
+            _frontier(axes, points)
         teachers |= _teacher(axes, results, pair, [y for _, y in points])
         axes.grid(linewidth=0.4, color="0.9")
         axes.margins(x=0.08, y=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    devices = sorted({run.device for line in lines for s in line if id(s) in timed for run in done(s.runs)} - {""})
     if len(devices) > 1:
         more = f" and {len(devices) - 3} more" if len(devices) > 3 else ""
         where = f"times of different devices, not comparable: {', '.join(devices[:3])}{more}"
@@ -58,7 +59,8 @@ def cost(results: Results) -> Figure | None:
         figure.suptitle(style.plain(where), fontsize=7.5, color="0.3")
     style.label_axes(panels, f"training time of a run ({name})", "Top-1 at the last epoch (%)")
     handles = [Line2D([], [], label=style.plain(label), **looks[row].point) for row, label in shown.items()]
-    handles.append(Line2D([], [], label="nothing cheaper is better", color="0.7", linewidth=1))
+    if len(devices) < 2:
+        handles.append(Line2D([], [], label="nothing cheaper is better", color="0.7", linewidth=1))
     if any(len(found) > 1 for found in timed.values()):
         upright = {"linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 0.9}
         handles.append(Line2D([], [], label="lowest to highest seed", color="0.3", **upright))

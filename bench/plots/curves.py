@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from bench.curves import Curves, Series, mean, of_runs
 from bench.frames import CellSummary, Results
 from bench.plots import style
+from bench.tables import heading
 
 SMOOTHED_FROM = 50  # epochs: shorter curves are drawn as they are, and have no panel for their end
 MOST_TOGETHER = 6  # rows in one panel; with more, each group of methods gets a panel of its own
@@ -88,7 +89,7 @@ def _panels(lines: Sequence[Line], *, long: bool) -> list[_Panel]:
         blocks = {"": lines}
     else:  # the Student row is the yardstick of every panel
         blocks = {
-            style.GROUP_NAMES.get(group, group): [
+            heading("method", group): [
                 line for line in lines if line[0].cell.role == "student" or line[0].cell.group == group
             ]
             for group in groups

@@ -142,11 +142,14 @@ def difference(results: Results, comparisons: Sequence[Comparison]) -> Figure | 
     bar.outline.set_visible(False)
     judged = any(entry.far is not None for comparison in comparisons for entry in comparison.entries.values())
     bar.set_label("ours − published (points of top-1)" + ("\nbold: beyond 0.5 points and 2 std" if judged else ""))
-    legend = [
-        Patch(facecolor="white", edgecolor="0.6", hatch=HATCH, label="published, not measured here"),
-        Patch(facecolor=NOTHING, label="not published"),
-    ]
-    style.legend_below(figure, legend)
+    inside = [[e for i, e in c.entries.items() if results.cells[i].column in columns] for c in comparisons]
+    legend = []
+    if any(entry.difference is None for entries in inside for entry in entries):
+        legend.append(Patch(facecolor="white", edgecolor="0.6", hatch=HATCH, label="published, not measured here"))
+    if any(len(entries) < len(lines) * len(columns) for entries, lines in zip(inside, rows, strict=True)):
+        legend.append(Patch(facecolor=NOTHING, label="not published"))
+    if legend:
+        style.legend_below(figure, legend)
     return figure
 
 

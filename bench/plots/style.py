@@ -27,7 +27,6 @@ STYLE = {
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,  # text in a PDF stays text
 }
-GROUP_NAMES = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
 LETTER_INCHES, LINE_INCHES = 0.066, 0.17  # size of text in the font above
 LEAST_INCHES = 5.0  # width of a figure that a legend fits under
 MOST_INCHES = 40.0  # either side of a figure: 6,400 pixels, which every viewer still opens

@@ -9,6 +9,7 @@ import methods
 from bench import claimcheck, grid, protocol, published
 from bench.claimcheck import Verdict, check, notes
 from bench.frames import collect
+from jobs import plan
 from tests.bench.report_cases import A, B, Grid, result
 from zoo.errors import BadInput
 
@@ -311,7 +312,7 @@ def test_published_names_are_labels_in_lower_case():
 
 
 def test_every_claim_can_be_listed_somewhere():
-    full, ablation = (grid.expand(grid.load(name)).table for name in ("full", "skd-ablation"))
+    full, ablation = (plan.outline(grid.expand(grid.load(name))) for name in ("full", "skd-ablation"))
     listed = [verdict.id for table in (full, ablation) for verdict in check(collect(table, {}))]
     assert sorted(listed) == sorted(QUESTIONS)
     assert all(verdict.verdict == "undecided" for verdict in check(collect(full, {})))

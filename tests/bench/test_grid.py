@@ -187,17 +187,6 @@ def test_checkpoint_teacher_is_named_by_content(tmp_path, monkeypatch):
     assert teacher("b")[0].run_id != first.run_id
 
 
-def test_kept_grid_reads_back_equal(tmp_path):
-    made = grids.expand(grid())
-    grids.keep(made, tmp_path)
-    kept = grids.read_kept(tmp_path)
-    assert (kept.runs, kept.cells, kept.pairs, kept.table) == (made.runs, made.cells, made.pairs, made.table)
-    assert grids.read_kept(tmp_path / "nowhere") is None
-    (tmp_path / grids.KEPT).write_text('{"grid": 3}')
-    with pytest.raises(BadInput, match="--grid"):
-        grids.read_kept(tmp_path)
-
-
 def test_a_method_gets_the_views_its_parameters_ask_for(tmp_path):
     """MLKD's paired form under a protocol that trains it on one view is refused; its one-view form is not."""
     tiny.write(tmp_path)

@@ -112,6 +112,11 @@ def test_every_cell_is_in_the_table_and_leads_to_its_section():
         assert run.run_id in text
 
 
+def test_tables_with_several_marks_at_a_number_have_room_for_them():
+    kinds = {table.get("id"): table.get("class") for table in check(make(hand_made())[0]).all("table")}
+    assert (kinds["last"], kinds["best"], kinds["published-elsewhere"]) == (None, "dense", "marked")
+
+
 def test_the_table_says_what_the_markdown_says():
     grid = hand_made()
     read = check(make(grid)[0])

@@ -73,6 +73,10 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for found in figure.legends for text in found.get_texts()]
+
+
 # ---- files
 
 
@@ -129,6 +133,16 @@ def test_every_seed_is_a_point_where_the_run_ended():
     assert shown.count([70.0]) == 1  # one run has no mean apart from itself
 
 
+def test_the_state_of_an_unfinished_row_gives_way_to_its_published_number():
+    grid = Grid(pairs=(A,))
+    grid.add("MLKD", "logit", A, 71.0, 71.5)
+    grid.add("SDD", "logit", A, "missing")  # published: 68.22, at the left of the panel
+    grid.add("SKD", "ours", A, "missing")  # published: 71.34
+    results = collect(grid.spec, grid.runs)
+    (axes,) = plots.accuracy(results, compare(results)).axes
+    assert [(text.get_position()[1], text.get_ha()) for text in axes.texts] == [(1, "right"), (2, "left")]
+
+
 @pytest.mark.parametrize(("teacher", "line"), [(75.0, True), (90.0, False)])
 def test_a_teacher_far_away_is_named_and_does_not_press_the_rest_together(teacher: float, line: bool):
     grid = Grid(pairs=(A,))
@@ -158,6 +172,7 @@ def test_heat_map_shows_the_differences_and_nothing_else():
     assert np.isnan(shown.get_array().filled(np.nan)[1, 1])
     assert shown.norm.vmin == -shown.norm.vmax
     assert [patch.get_xy() for patch in figure.axes[0].patches] == [(0.5, 0.5)]  # hatched: published, not measured
+    assert legend(figure) == ["published, not measured here"]
 
 
 def test_gain_shows_the_paired_mean_and_half_its_interval():
@@ -201,6 +216,8 @@ def test_times_of_several_devices_are_said_not_to_be_comparable():
     grid.add("DKD", "logit", A, result(71.0, device="NVIDIA H200"))
     figure = plots.cost(collect(grid.spec, grid.runs))
     assert figure.get_suptitle() == "times of different devices, not comparable: NVIDIA H200, cpu"
+    assert "nothing cheaper is better" not in legend(figure)
+    assert all(line.get_drawstyle() == "default" for line in figure.axes[0].lines)
 
 
 def test_terms_are_those_of_the_fullest_pair_and_vanishing_ones_are_named():

@@ -280,6 +280,15 @@ def test_a_protocol_without_published_numbers_says_so_and_subtracts_nothing(tmp_
     assert not [name for name in pd.read_csv(tmp_path / "table.csv").columns if "difference" in name]
 
 
+def test_where_no_claim_can_be_checked_they_are_counted_with_the_reason():
+    grid = Grid()
+    for label in ("SKD", "Teacher"):
+        grid.add(label, "ours" if label == "SKD" else "teacher", A, result(70.0, dataset="embedded"))
+    text = report.markdown_report(grid.report())
+    (line,) = text.split("## Claims\n\n")[1].split("\n\n## ")[0].splitlines()
+    assert line.startswith("- Claims not checked here: ") and "did not use CIFAR-100 as published" in line
+
+
 def test_folders_of_other_grids_are_counted_and_not_read(tmp_path: Path):
     grid = Grid(pairs=(A,))
     grid.add("KD", "logit", A, 71.0)

@@ -71,6 +71,8 @@ def folder(tmp_path):
         ({"metrics": None}, "top1_last"),
         ({"metrics": {"top1_last": "71"}}, "top1_last"),
         ({"metrics": {"top1_last": True}}, "top1_last"),
+        ({"timing": {"train_s": float("nan")}}, "train_s"),
+        ({"timing": {"device_s": 10**400}}, "device_s"),
     ],
 )
 def test_invalid_results_count_as_damaged(folder, change, says):

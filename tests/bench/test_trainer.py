@@ -102,8 +102,8 @@ def test_seeds_are_paired_across_methods(tmp_path):
 
 def test_optimiser_holds_connectors_and_not_the_teacher(tmp_path):
     teacher = teacher_net()
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
     made = trainer.Trainer(tiny.run(tmp_path, "fitnet"), tiny.dataset(), teacher)
+    before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
     held = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in [*made.student.parameters(), *made.method.parameters()]}
     connector = next(made.method.parameters()).clone()
@@ -230,6 +230,51 @@ def test_step_schedule_counts_epochs_from_one():
     )
     rates = [settings.lr_at(epoch) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5], rel=1e-12)
+
+
+def one_cycle(**changes) -> Train:
+    settings = dict(
+        epochs=30,
+        batch=1024,
+        lr=2.0,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        milestones=(),
+        gamma=0.1,
+        grad_clip=None,
+        peak_at=0.25,
+    )
+    return Train(**{**settings, **changes})
+
+
+def test_one_cycle_rises_and_falls_in_straight_lines():
+    """The peak is at the middle of epoch 8 of 30: a quarter of the way. By hand: 0, 1, 2, 4/3, 2/3 and 0."""
+    at = ((1, 0.0), (4, 0.75), (8, 0.5), (16, 0.0), (23, 0.5), (30, 1.0))
+    rates = [one_cycle().lr_at(epoch, within) for epoch, within in at]
+    assert rates == pytest.approx([0, 1, 2, 4 / 3, 2 / 3, 0], abs=1e-12)
+    with pytest.raises(ValueError, match="two schedules"):
+        one_cycle(milestones=(10,))
+
+
+def test_each_step_takes_its_own_learning_rate(tmp_path, monkeypatch):
+    """Two epochs of three steps: twelfths of the way, up to the peak at a half and down; one stop changes nothing."""
+    text = tiny.PROTOCOL.replace("milestones: [1]", "milestones: [], peak_at: 0.5").replace("lr: 0.05", "lr: 1.2")
+    run, dataset, seen = tiny.run(tmp_path, "vanilla", text=text), tiny.dataset(), []
+    assert (run.train.epochs, run.train.peak_at) == (2, 0.5)
+    step = trainer.Trainer.step
+
+    def watched(self, *inputs, **options):
+        seen.append(round(float(self.optimizer.param_groups[0]["lr"]), 6))
+        return step(self, *inputs, **options)
+
+    monkeypatch.setattr(trainer.Trainer, "step", watched)
+    run_to_end(run, tmp_path / "last.pt", dataset)
+    top = run.train.lr
+    assert seen == pytest.approx([top / 6 * k for k in (1, 3, 5, 5, 3, 1)], rel=1e-4)
+    whole, seen[:] = list(seen), []
+    run_to_end(run, tmp_path / "stopped.pt", dataset, stop_after=2)
+    assert seen == whole
 
 
 def test_summary_keeps_last_and_best_apart():

@@ -467,3 +467,20 @@ def test_what_is_left_out_shows_in_the_exit_status(there, here, capsys):
 def test_reads_states_without_torch():
     code = "import sys, jobs.pack; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_results_alone_are_kept_with_their_report(campaign, tmp_path, capsys):
+    source, kept = campaign[0] / "undisturbed", tmp_path / "measured"
+    for _ in range(2):  # again it changes no result
+        assert pack.main([str(source), "--keep", str(kept)]) == 0
+    assert results(kept) == results(source)
+    assert {path.name for path in kept.glob("runs/*/*")} == {"result.json"}
+    assert {"plan.json", "table.md", "table.tex", "report.html", "runs.csv"} <= set(os.listdir(kept))
+    assert list(kept.glob("plots/*.png")) and not list(kept.rglob("*.pt"))
+    capsys.readouterr()
+    path = next(kept.glob("runs/*/result.json"))
+    path.write_text(path.read_text() + " ")
+    before = files(kept)
+    assert pack.main([str(source), "--keep", str(kept)]) == 2
+    said = capsys.readouterr().err
+    assert "another result of this run" in said and said.count("\n") == 1 and files(kept) == before
