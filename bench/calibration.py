@@ -2,7 +2,7 @@
 
 Runs of one kind (they differ in the seed, or in settings that change numbers and not work) take equal steps, and one
 of them is measured. What the time does not suffice for has the speed, in FLOP/s, of the measured kinds of the same
-teacher and student, else of all of them. Augmentation and the files are not in it.
+teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take from each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALIBRATION_S = 20.0  # for all kinds together; the first one measured may take 
 WARM_UP = {"cpu": 1, "cuda": 10}  # steps before the clock counts
 TURN = {"cpu": 1, "cuda": 10}  # steps between two looks at the clock: a GPU is not waited for after each
 TURNS = 2  # the shortest counts: what else runs on the machine only ever adds
-ENOUGH_S = 0.5  # no further turn after that: a long step hardly warms up, and another kind is worth more than a repeat
+ENOUGH_S = 0.5  # on a CPU no turn after that: a long step hardly warms up, another kind is worth more than a repeat
 
 Kind = tuple[str | int | None, ...]
 
@@ -158,7 +158,7 @@ def measure(run: Run, device: torch.device, deadline: float) -> float:
         for _ in range(count):
             step(trainer)
         times.append((now(device) - started) / count)
-        if time.monotonic() > deadline or (count == 1 and now(device) - began > ENOUGH_S):
+        if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
             break
     return min(times)
 

@@ -101,10 +101,10 @@ def test_same_networks_tell_before_others():
 
 
 def test_what_is_too_slow_makes_way_for_something_shorter(measured, monkeypatch):
-    monkeypatch.setattr(calibration, "CALIBRATION_S", 3.9)
-    slow = resolved("mlkd", "wrn_40_2")
-    found = calibration.calibrate(by_id(slow, resolved("kd", "resnet8"), resolved("vanilla", "resnet8")), [], CPU)
-    assert found.measured == 2 and measured == [("mlkd", "wrn_40_2"), ("kd", "resnet8")]
+    monkeypatch.setattr(calibration, "CALIBRATION_S", 3.3)
+    runs = by_id(resolved("vanilla"), resolved("kd", "wrn_40_2"), resolved("mlkd", "wrn_40_2"))
+    found = calibration.calibrate(runs, [], CPU)
+    assert found.measured == 2 and measured == [("mlkd", "wrn_40_2"), ("vanilla", "resnet8")]
 
 
 def test_what_fails_is_told_by_flop(measured, monkeypatch):
@@ -170,4 +170,12 @@ def test_one_turn_does_when_the_time_is_up(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(calibration, "step", taken.append)
     calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() - 1)
+    assert len(taken) == 1
+
+
+def test_a_long_step_is_enough(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(calibration, "step", taken.append)
+    monkeypatch.setattr(calibration, "now", lambda device: 1.0 * len(taken))
+    assert calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60) == 1.0
     assert len(taken) == 1
