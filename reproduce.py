@@ -12,9 +12,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
 from zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    from jobs.plan import Plan
 
 MOST_SLOTS = 1024
 PRECISION = "fp32"
@@ -82,7 +86,9 @@ def parser() -> Parser:
     how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
     instead = made.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print the plan: counts, a reason per run, cost")
+    instead.add_argument(
+        "--dry-run", action="store_true", help="print the plan: counts, a reason and the device time per run"
+    )
     instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
     instead.add_argument("--report", action="store_true", help="write tables and plots from files only")
     instead.add_argument(
@@ -127,11 +133,21 @@ def _main(args: argparse.Namespace) -> int:
 
     plan = plans.make(_grid(args), args.out, args.only)
     if args.dry_run:
-        print(plans.describe(plan, verbose=True))
-        return DONE
+        return _dry_run(args, plan)
     from jobs import drive
 
     return (drive.submit if slurm else drive.execute)(plan, _request(args))
+
+
+def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
+    """Print the plan with what it costs on the device that is here, measured in some 20 seconds."""
+    from bench.devices import parse_device
+    from jobs import plan as plans
+
+    # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
+    device = parse_device("auto" if args.device == "cuda" and _slurm_is_chosen(args) else args.device)
+    print(plans.describe(plan, verbose=True, calibrated=plans.calibrate(plan, device)))
+    return DONE
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -189,11 +205,9 @@ def _uses_slurm(args: argparse.Namespace) -> bool:
     """Whether this call submits; BadInput where what it asks for does not go with that."""
     if args.status or args.dry_run or args.report:
         return False
-    from jobs import scheduler
-
     if args.executor == "slurm" and shutil.which("sbatch") is None:
         raise BadInput("--executor slurm: there is no sbatch here; use --executor local, or log in to the cluster")
-    slurm = args.executor == "slurm" or (args.executor == "auto" and scheduler.available())
+    slurm = _slurm_is_chosen(args)
     if slurm and args.time_budget is not None:
         raise BadInput("--time-budget is for runs on this machine: with SLURM set timeout_min in the cluster file")
     if slurm and args.slots is not None:
@@ -203,6 +217,12 @@ def _uses_slurm(args: argparse.Namespace) -> bool:
     if not slurm and args.cluster is not None:
         raise BadInput("--cluster is for SLURM, and this runs here: add --executor slurm, or leave it out")
     return slurm
+
+
+def _slurm_is_chosen(args: argparse.Namespace) -> bool:
+    from jobs import scheduler
+
+    return args.executor == "slurm" or (args.executor == "auto" and scheduler.available())
 
 
 def _cancel(args: argparse.Namespace) -> int:

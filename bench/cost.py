@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zoo
-from bench.data import train_size
+from bench.data import TEST_IMAGES, train_size
 from bench.run import Run
 
 
@@ -11,6 +11,27 @@ def cost_flop(run: Run) -> float:
     """Training cost in FLOP: the teacher forward, the student forward and backward (twice its forward)."""
     if run.train is None:
         return 0.0
-    macs = 3 * zoo.count_macs(run.student) + (zoo.count_macs(run.teacher.arch) if run.teacher else 0)
     views = 1 if run.data.views == "weak" else 2
-    return 2.0 * macs * train_size(run.data) * views * run.train.epochs
+    return _image_flop(run) * train_size(run.data) * views * run.train.epochs
+
+
+def step_flop(run: Run) -> float:
+    """FLOP of one training step, as `cost_flop` counts."""
+    return _image_flop(run) * run.train.batch * (2 if run.data.views == "paired" else 1)
+
+
+def steps(run: Run) -> int:
+    """Training steps in all epochs."""
+    if run.train is None:
+        return 0
+    images = train_size(run.data) * (2 if run.data.views == "weak+strong" else 1)
+    return -(-images // run.train.batch) * run.train.epochs
+
+
+def evaluation_flop(run: Run) -> float:
+    """FLOP of the student forward over the test set, once an epoch; a checkpoint is evaluated once."""
+    return 2.0 * zoo.count_macs(run.student) * TEST_IMAGES[run.data.dataset] * (run.train.epochs if run.train else 1)
+
+
+def _image_flop(run: Run) -> float:
+    return 2.0 * (3 * zoo.count_macs(run.student) + (zoo.count_macs(run.teacher.arch) if run.teacher else 0))

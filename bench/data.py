@@ -19,6 +19,7 @@ from zoo.errors import BadInput
 
 NUM_CLASSES = 100
 TRAIN_IMAGES = {"cifar100": 50_000, "embedded-1": embedded.TRAIN_IMAGES_PER_CLASS * NUM_CLASSES}
+TEST_IMAGES = {"cifar100": 10_000, "embedded-1": embedded.TEST_IMAGES_PER_CLASS * NUM_CLASSES}
 # Normalisation of RepDistiller, mdistiller and StreamLined (the true statistics differ in the fourth digit).
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 CIFAR100_FOLDER = "cifar-100-python"

@@ -32,20 +32,17 @@ PAIRS = ("resnet56-resnet20", "resnet32x4-resnet8x4")
 
 def measure(run: Run, device: torch.device, rounds: int, steps: int = 1) -> tuple[float, float]:
     """Seconds of one step and of its floor, the least of `rounds` turns of `steps` each; random weights and images."""
-    dataset = _noise(run.train.batch, device)
-    teacher = zoo.build(run.teacher.arch) if run.teacher else None
-    trainer = Trainer(run, dataset, teacher)
-    trainer.begin_epoch(1)
+    trainer = trainer_on_noise(run, device)
     whole = trainer.method.terms
     times: dict[object, list[float]] = {whole: [], _labels_alone: []}
     for turn in range(rounds + 1):
         for terms, taken in times.items():
             trainer.method.terms = terms
-            started = _now(device)
+            started = now(device)
             for _ in range(steps):
-                _step(trainer, dataset)
+                step(trainer)
             if turn:  # the first one warms up
-                taken.append((_now(device) - started) / steps)
+                taken.append((now(device) - started) / steps)
     return min(times[whole]), min(times[_labels_alone])
 
 
@@ -54,14 +51,23 @@ def _labels_alone(student: zoo.Outputs, teacher: zoo.Outputs | None, batch: meth
     return {"ce": sum(cross_entropy(view.logits, batch.labels) for view in views)}
 
 
-def _step(trainer: Trainer, dataset: Dataset) -> None:
-    images = dataset.train_images
+def trainer_on_noise(run: Run, device: torch.device) -> Trainer:
+    """The trainer of a run at its first epoch, with a random teacher, and one batch of images for its training set."""
+    teacher = zoo.build(run.teacher.arch) if run.teacher else None
+    trainer = Trainer(run, noise(run.train.batch, device), teacher)
+    trainer.begin_epoch(1)
+    return trainer
+
+
+def step(trainer: Trainer) -> None:
+    """A training step of a `trainer_on_noise`."""
+    images = trainer.dataset.train_images
     strong = images if trainer.run.data.views == "paired" else None
     batch = len(images)
-    trainer.step(images, strong, dataset.train_labels[:batch], torch.arange(batch, device=images.device))
+    trainer.step(images, strong, trainer.dataset.train_labels[:batch], torch.arange(batch, device=images.device))
 
 
-def _noise(batch: int, device: torch.device) -> Dataset:
+def noise(batch: int, device: torch.device) -> Dataset:
     """One batch of random images, and labels of a whole CIFAR-100, which memories are sized by."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, *IMAGE), generator=generator, dtype=torch.uint8).to(device)
@@ -70,7 +76,8 @@ def _noise(batch: int, device: torch.device) -> Dataset:
     return Dataset(images, labels, images, labels[:batch], mean, std)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import store
+import torch
+
+from bench import calibration, store
+from bench.calibration import Calibration
 from bench.cost import cost_flop
 from bench.grid import Grid
 from jobs import claims, states
@@ -17,6 +20,7 @@ from zoo.errors import BadInput
 __all__ = [
     "ROLES",
     "Plan",
+    "calibrate",
     "cost_flop",
     "describe",
     "force",
@@ -61,23 +65,55 @@ def outline(grid: Grid) -> Outline:
     return Outline(grid.name, grid.protocol.name, grid.protocol.version, grid.pairs, grid.cells, runs)
 
 
-def describe(plan: Plan, *, verbose: bool) -> str:
-    """The plan for a person: counts, runs with their reasons (all, or those a person may want to act on), cost."""
+def calibrate(plan: Plan, device: torch.device) -> Calibration | None:
+    """What the runs to do cost on this device, by a short measurement; None where none is to be trained."""
+    to_do = {run_id: plan.grid.runs[run_id] for run_id in plan.to_do}
+    if not any(map(plan.flop, to_do)):
+        return None
+    finished = [(plan.grid.runs[run_id], found.result) for run_id, found in plan.statuses.items() if found.result]
+    return calibration.calibrate(to_do, finished, device)
+
+
+def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None) -> str:
+    """The plan for a person: counts, runs with their reasons (all, or those a person may want to act on), cost.
+
+    A calibration adds the device time of each run to do, from its start to its end whatever it has behind it.
+    """
     lines = [headline(plan.outline, plan)]
+    seconds = calibrated.seconds if calibrated else {}
     for run_id in plan.selected:
         found = plan.statuses[run_id]
         if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
-            lines.append(f"  {found.state:<11}  {run_id}" + (f"  ({found.reason})" if found.reason else ""))
+            reason = f"  ({found.reason})" if found.reason else ""
+            cost = f"  {duration(seconds[run_id])}" if run_id in seconds else ""
+            lines.append(f"  {found.state:<11}  {run_id}{reason}{cost}")
     flop = sum(map(plan.flop, plan.to_do))
     if flop:
-        speed = measured_flop_per_s(plan)
-        guess = (
-            f", about {duration(flop / speed)} one run at a time"
-            if speed
-            else " (no finished run yet to tell the time from)"
-        )
+        guess = _measured(calibrated) if calibrated else _guess(plan, flop)
         lines.append(f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{guess}")
     return "\n".join(lines)
+
+
+def _guess(plan: Plan, flop: float) -> str:
+    speed = measured_flop_per_s(plan)
+    if not speed:
+        return " (no finished run yet to tell the time from)"
+    return f", about {duration(flop / speed)} one run at a time"
+
+
+def _measured(found: Calibration) -> str:
+    """The device time of all runs to do, and what it rests on."""
+    if not found.seconds:
+        return f" (no step could be measured on {found.device}: no time)"
+    total_s = sum(found.seconds.values())
+    unit, place = ("GPU", "one GPU") if found.cuda else ("CPU", "one CPU core")
+    basis = [f"{found.measured} of {found.kinds} kinds of run measured in {found.took_s:.0f} s"]
+    if found.finished:
+        basis.insert(0, f"{found.finished} of {found.kinds} kinds of run known from finished runs")
+    return (
+        f", about {duration(total_s)} of {place} = {total_s / 3600:.3g} {unit}-hours "
+        f"(calibrated on {found.device}: {', '.join(basis)})"
+    )
 
 
 def retry_failed(plan: Plan, out: Path) -> list[str]:

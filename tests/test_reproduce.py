@@ -101,7 +101,10 @@ def test_again_does_nothing(undisturbed, grid):
 def test_reading_commands_start_nothing(undisturbed, grid, tmp_path):
     out, _ = undisturbed
     status, said = call("--grid", grid, "--out", tmp_path / "new", "--dry-run")
-    assert status == 0 and "3 missing" in said and "waits for its teacher" in said and "PFLOP" in said
+    assert status == 0 and "3 missing" in said and "waits for its teacher" in said
+    assert len(re.findall(r"^  missing  .*\)  \d+s$", said, re.M)) == 3  # the expected time of each run
+    assert re.search(r"to do: 3 runs, .* PFLOP, about \d+s of one CPU core = .* CPU-hours \(calibrated on ", said), said
+    assert "3 of 3 kinds of run measured in" in said
     assert not (tmp_path / "new").exists()
     assert call("--status", "--out", out)[0] == 0  # the grid is the one kept in the folder
     (out / "table.md").unlink()
@@ -400,9 +403,11 @@ def test_truncated_result_is_set_aside_and_done_again(undisturbed, grid, tmp_pat
 
 def test_output_into_a_closed_pipe(undisturbed, grid):
     """`reproduce.py --dry-run | head -1` ends without a traceback."""
+    code = "from bench import calibration; calibration.CALIBRATION_S = 0; import reproduce; reproduce.main()"
     process = subprocess.run(
-        f"{sys.executable} {ROOT / 'reproduce.py'} --grid full --dry-run | head -1",
+        f"{sys.executable} -c '{code}' --grid full --dry-run | head -1",
         shell=True,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
