@@ -275,9 +275,9 @@ def heading(args: argparse.Namespace) -> list[str]:
         f"Written by that command (`--write`), with torch {torch.__version__}, {version}, {cores} cores. A grid of",
         "tiny runs is done while random faults befall it. Where a fault chooses no run, each one under way counts as",
         "hit. The last columns say what the run's log shows until the next fault hit the same run: the process at",
-        "work, if any, went on; another took the run up from its checkpoint; another began it at epoch 1 again; or the next",
-        "fault came before anybody had taken it up. Which moment a fault meets depends on the machine: the same seed",
-        "gives the same faults in the same order, not the same counts.",
+        "work, if any, went on; another took the run up from its checkpoint; another began it at epoch 1 again; or",
+        "the next fault came before anybody had taken it up. Which moment a fault meets depends on the machine: the",
+        "same seed gives the same faults in the same order, not the same counts.",
         "",
     ]
 
