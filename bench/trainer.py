@@ -125,7 +125,8 @@ class Trainer:
         outputs = net.outputs(self._input(images))
         strong = None if strong_images is None else self._outputs(net, strong_images, None)
         # Losses see float32 logits whatever the autocast: in bfloat16 confident samples tie and logarithms are coarse.
-        return dataclasses.replace(outputs, logits=outputs.logits.float(), strong=strong)
+        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+        return dataclasses.replace(outputs, logits=logits, strong=strong)
 
     def _input(self, images: Tensor) -> Tensor:
         return self.dataset.normalise(images).contiguous(memory_format=self.layout)
