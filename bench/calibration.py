@@ -2,7 +2,8 @@
 
 Runs of one kind (they differ in the seed, or in settings that change numbers and not work) take equal steps, and one
 of them is measured. What the time does not suffice for has the speed, in FLOP/s, of the measured kinds of the same
-teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take from each other.
+teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take from
+each other.
 """
 
 from __future__ import annotations
