@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench.capture import captured, own_stream
 from bench.cost import cost_flop, evaluation_flop, step_flop, steps
 from bench.devices import set_precision
 from bench.provenance import device_name
@@ -152,15 +153,17 @@ def _try(run: Run, device: torch.device, deadline: float) -> float | None:
 def measure(run: Run, device: torch.device, deadline: float) -> float:
     """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow."""
     set_precision(run.precision)
-    trainer = trainer_on_noise(run, device)
-    times, began = [], now(device)
-    for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
-        started = now(device)
-        for _ in range(count):
-            step(trainer)
-        times.append((now(device) - started) / count)
-        if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
-            break
+    with own_stream(device):  # as training does: a step is captured within the warm-up, and replayed afterwards
+        trainer = trainer_on_noise(run, device)
+        take = captured(trainer.step, run.train.batch, device)
+        times, began = [], now(device)
+        for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
+            started = now(device)
+            for _ in range(count):
+                step(trainer, take)
+            times.append((now(device) - started) / count)
+            if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
+                break
     return min(times)
 
 
