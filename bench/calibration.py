@@ -2,8 +2,8 @@
 
 Runs of one kind (they differ in the seed, or in settings that change numbers and not work) take equal steps, and one
 of them is measured. What the time does not suffice for has the speed, in FLOP/s, of the measured kinds of the same
-teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take
-from each other.
+teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take from
+each other.
 """
 
 from __future__ import annotations
@@ -153,14 +153,14 @@ def _try(run: Run, device: torch.device, deadline: float) -> float | None:
 def measure(run: Run, device: torch.device, deadline: float) -> float:
     """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow."""
     set_precision(run.precision)
-    with own_stream(device):
+    with own_stream(device):  # as training does: a step is captured within the warm-up, and replayed afterwards
         trainer = trainer_on_noise(run, device)
-        trainer.step = captured(trainer.step, run.train.batch, device)
+        take = captured(trainer.step, run.train.batch, device)
         times, began = [], now(device)
         for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
             started = now(device)
             for _ in range(count):
-                step(trainer)
+                step(trainer, take)
             times.append((now(device) - started) / count)
             if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
                 break

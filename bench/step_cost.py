@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from tabulate import tabulate
@@ -59,12 +59,13 @@ def trainer_on_noise(run: Run, device: torch.device) -> Trainer:
     return trainer
 
 
-def step(trainer: Trainer) -> None:
-    """A training step of a `trainer_on_noise`."""
+def step(trainer: Trainer, take: Callable[..., object] | None = None) -> None:
+    """A training step of a `trainer_on_noise`; `take` is the trainer's step where that is wrapped, e.g. captured."""
     images = trainer.dataset.train_images
     strong = images if trainer.run.data.views == "paired" else None
     batch = len(images)
-    trainer.step(images, strong, trainer.dataset.train_labels[:batch], torch.arange(batch, device=images.device))
+    labels, indices = trainer.dataset.train_labels[:batch], torch.arange(batch, device=images.device)
+    (take or trainer.step)(images, strong, labels, indices)
 
 
 def noise(batch: int, device: torch.device) -> Dataset:

@@ -168,14 +168,21 @@ def test_measures_steps_on_one_thread_and_leaves_no_trace(tmp_path, monkeypatch)
 
 def test_one_turn_does_when_the_time_is_up(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(calibration, "step", taken.append)
+    monkeypatch.setattr(calibration, "step", lambda *given: taken.append(given))
     calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() - 1)
     assert len(taken) == 1
 
 
 def test_a_long_step_is_enough(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(calibration, "step", taken.append)
+    monkeypatch.setattr(calibration, "step", lambda *given: taken.append(given))
     monkeypatch.setattr(calibration, "now", lambda device: 1.0 * len(taken))
     assert calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60) == 1.0
     assert len(taken) == 1
+
+
+def test_takes_the_step_that_training_takes(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(calibration, "captured", lambda step, batch, device: lambda *given: taken.append(batch))
+    calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60)
+    assert taken == [32] * 3
