@@ -252,10 +252,13 @@ def parts_table(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: 
     return tabulate(rows, ["part of a step", "ms", "%"], "github", (None, ".2f", ".1f"))
 
 
-def agreement(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int, dtype: torch.dtype) -> float:
+def agreement(
+    run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int, dtype: torch.dtype, epoch_of_lr: int = 1
+) -> float:
     """Relative distance of the weights, trainer to plain loop, after `steps` of the same batches in that precision.
 
-    At the run's learning rate. The weights start as the run's do, so the distance is that of a young network.
+    The weights start as the run's do, and the learning rate is that of an epoch of the schedule. At the first one's a
+    young network doubles any difference every few steps, in float32 that of one and two threads, too.
     """
     made = Trainer(run, dataset, teacher)
     plain = Plain(run, teacher, dataset.train_labels, dataset.train_labels.device)
@@ -263,9 +266,9 @@ def agreement(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: in
         made.dataset = replace(dataset, mean=dataset.mean.double(), std=dataset.std.double())
         for net in (made.student, made.teacher, made.method, plain.student, plain.teacher, plain.method):
             net.double()
+    made.begin_epoch(epoch_of_lr)
     for group in plain.optimizer.param_groups:
         group["lr"] = float(made.lr)  # as float32 has it
-    made.begin_epoch(1)
     epoch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     for _, part in zip(range(steps), datasets.slices(len(epoch.labels), run.train.batch), strict=False):
         strong = None if epoch.strong_images is None else epoch.strong_images[part]
@@ -321,8 +324,10 @@ def _main(args: argparse.Namespace) -> int:
     if args.agreement:
         for run in runs:
             for dtype in (torch.float32, torch.float64):
-                off = agreement(run, _net(run), dataset, args.steps, dtype)
-                print(f"{_name(run)}: weights {off:.1e} apart after {args.steps} steps, {str(dtype)[6:]}", flush=True)
+                for epoch in (1, run.train.epochs):
+                    off = agreement(run, _net(run), dataset, args.steps, dtype, epoch)
+                    at = f"{args.steps} steps at the learning rate of epoch {epoch}, {str(dtype)[6:]}"
+                    print(f"{_name(run)}: weights {off:.1e} apart after {at}", flush=True)
         return 0
     best = limits(device, args.precision)
     print(f"at best {best.flop_per_s / 1e9:.0f} GFLOP/s, {best.bytes_per_s / 1e9:.0f} GB/s", flush=True)
