@@ -252,7 +252,11 @@ BAD_GRIDS = {  # name -> (edit of the grid text, edit of the protocol text, what
     "key that is a list": (("seeds: 1", "? [a, b]\n: 1"), None, "YAML"),
     "impossible date": (("about:", "about: 2024-13-45\nx:"), None, "YAML"),
     "tag with junk": (("seeds: 1", "seeds: !!int abc"), None, "YAML"),
-    "two rows of one name": (("[vanilla, kd, fitnet]", "[kd, {method: fitnet, label: KD}]"), None, "twice"),
+    "two rows of one name": (
+        ("[vanilla, kd, fitnet]", "[kd, {method: fitnet, label: KD}]"),
+        None,
+        "give another label",
+    ),
     "a row called Student": (("[vanilla, kd, fitnet]", "[{method: kd, label: Student}]"), None, "rows of their own"),
     "epochs beyond reason": (None, ("epochs: 2", f"epochs: {10**400}"), "epochs"),
     "real data missing": (None, ("embedded-1", "cifar100"), "cifar-100-python"),
