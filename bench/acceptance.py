@@ -96,7 +96,7 @@ def check_training(run: Run, teacher: nn.Module | None, dataset: Dataset, refere
     for step, batch, its in zip(range(1, steps + 1), batches, same, strict=False):
         ours.student.load_state_dict(theirs.student.state_dict())
         ours.method.load_state_dict(theirs.method.state_dict())
-        ours.optimizer.load_state_dict(copy.deepcopy(theirs.optimizer.state_dict()))  # else it may be shared
+        ours.load_optimizer(copy.deepcopy(theirs.optimizer.state_dict()))  # else it may be shared
         before = _weights(theirs)
         here = ours.step(*batch)[0].cpu().double()
         with _one_thread_if_same(dataset, reference):

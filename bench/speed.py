@@ -12,6 +12,8 @@ and read once in a forward pass, and twice that again in the student's backward 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -148,7 +150,7 @@ def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Call
     epoch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     augmented_s = now(device) - started
     step = captured(trainer.step, batch, device)
-    parts = (part for _ in iter(int, 1) for part in datasets.slices(len(epoch.labels) // batch * batch, batch))
+    parts = itertools.cycle(datasets.slices(len(epoch.labels) // batch * batch, batch))
 
     def take() -> None:
         part = next(parts)
@@ -260,11 +262,12 @@ def agreement(
     The weights start as the run's do, and the learning rate is that of an epoch of the schedule. At the first one's a
     young network doubles any difference every few steps, in float32 that of one and two threads, too.
     """
-    made = Trainer(run, dataset, teacher)
+    teacher.to(dtype)  # before its BatchNorm is folded
+    made = Trainer(run, dataset, copy.deepcopy(teacher))  # whose statistics may drift
     plain = Plain(run, teacher, dataset.train_labels, dataset.train_labels.device)
     if dtype == torch.float64:
         made.dataset = replace(dataset, mean=dataset.mean.double(), std=dataset.std.double())
-        for net in (made.student, made.teacher, made.method, plain.student, plain.teacher, plain.method):
+        for net in (made.student, made.method, plain.student, plain.method):
             net.double()
     made.begin_epoch(epoch_of_lr)
     for group in plain.optimizer.param_groups:

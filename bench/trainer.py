@@ -98,6 +98,12 @@ class Trainer:
             self.lr.fill_(lr)
             self.lr_now = lr
 
+    def load_optimizer(self, saved: dict[str, Any]) -> None:
+        """Take over momentum; the learning rate stays this trainer's tensor, which a captured step reads."""
+        self.optimizer.load_state_dict(saved)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
     def step(
         self, images: Tensor, strong_images: Tensor | None, labels: Tensor, indices: Tensor, measure: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -165,9 +171,7 @@ class Trainer:
         self.method.load_state_dict(saved["method"])
         if saved["teacher"] is not None:
             self.teacher.load_state_dict(saved["teacher"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+        self.load_optimizer(saved["optimizer"])
         self.term_names = saved["term_names"]
         if self.epoch.device.type == "cpu":
             torch.set_num_threads(saved["threads"])  # sums over threads: another number of them, other last bits

@@ -216,45 +216,26 @@ def test_every_step_and_every_batch_of_an_evaluation_is_told(tmp_path, monkeypat
     assert told == epochs[0] + epochs[1]
 
 
+def settings(**changes) -> Train:
+    fixed = dict(momentum=0.9, nesterov=False, weight_decay=5e-4, gamma=0.1, grad_clip=None)
+    return Train(**{**fixed, **changes})
+
+
 def test_step_schedule_counts_epochs_from_one():
-    settings = Train(
-        epochs=240,
-        batch=64,
-        lr=0.05,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=5e-4,
-        milestones=(150, 180, 210),
-        gamma=0.1,
-        grad_clip=None,
-    )
-    rates = [settings.lr_at(epoch) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
+    made = settings(epochs=240, batch=64, lr=0.05, milestones=(150, 180, 210))
+    rates = [made.lr_at(epoch) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5], rel=1e-12)
-
-
-def one_cycle(**changes) -> Train:
-    settings = dict(
-        epochs=30,
-        batch=1024,
-        lr=2.0,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        milestones=(),
-        gamma=0.1,
-        grad_clip=None,
-        peak_at=0.25,
-    )
-    return Train(**{**settings, **changes})
 
 
 def test_one_cycle_rises_and_falls_in_straight_lines():
     """The peak is at the middle of epoch 8 of 30: a quarter of the way. By hand: 0, 1, 2, 4/3, 2/3 and 0."""
+    cycle = dict(epochs=30, batch=1024, lr=2.0, peak_at=0.25)
+    made = settings(**cycle, milestones=())
     at = ((1, 0.0), (4, 0.75), (8, 0.5), (16, 0.0), (23, 0.5), (30, 1.0))
-    rates = [one_cycle().lr_at(epoch, within) for epoch, within in at]
+    rates = [made.lr_at(epoch, within) for epoch, within in at]
     assert rates == pytest.approx([0, 1, 2, 4 / 3, 2 / 3, 0], abs=1e-12)
     with pytest.raises(ValueError, match="two schedules"):
-        one_cycle(milestones=(10,))
+        settings(**cycle, milestones=(10,))
 
 
 def test_each_step_takes_its_own_learning_rate(tmp_path, monkeypatch):
