@@ -17,6 +17,8 @@ import reproduce
 from bench import calibration
 from bench import grid as grids
 from bench import protocol as protocols
+from tests.jobs import cluster as slurms
+from tests.jobs.results import essence
 from zoo import architectures, build
 
 ROOT = Path(__file__).parents[1]
@@ -42,11 +44,17 @@ def test_set_up_lines_stand_as_promised():
     assert all(line.startswith("python ") for line in LINES[2:]) and len(LINES) > 8
 
 
-def test_quick_makes_a_table_with_every_teacher_above_its_student(tmp_path):
-    """The main job of the first line, whole, after its `pip install`."""
-    done = python("python reproduce.py --grid quick", "--out", str(tmp_path))
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """The results of the main job of the first line, whole, after its `pip install`."""
+    out = tmp_path_factory.mktemp("quick")
+    done = python("python reproduce.py --grid quick", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    table = (tmp_path / "table.md").read_text()
+    return out
+
+
+def test_quick_makes_a_table_with_every_teacher_above_its_student(quick):
+    table = (quick / "table.md").read_text()
 
     def row(label):
         line = re.search(rf"^\| {label} .*$", table, re.M)[0]
@@ -56,9 +64,21 @@ def test_quick_makes_a_table_with_every_teacher_above_its_student(tmp_path):
     assert len(teachers) >= 2
     assert all(teacher > student for teacher, student in zip(teachers, students, strict=True)), table
     for kind in ("png", "pdf"):
-        assert len(list((tmp_path / "plots").glob(f"*.{kind}"))) >= 2
+        assert len(list((quick / "plots").glob(f"*.{kind}"))) >= 2
     # nothing is left to do, and the files alone tell so
-    assert python("python reproduce.py --status", "--out", str(tmp_path)).returncode == 0
+    assert python("python reproduce.py --status", "--out", str(quick)).returncode == 0
+
+
+def test_quick_through_slurm_gives_the_same_results(quick, tmp_path):
+    """Every run to the bit: metrics, curves and weights."""
+    slurms.require()
+    (tmp_path / "cluster.yaml").write_text("gpus: 0\ncpus_per_task: 1\ntimeout_min: 60\nruns_per_job: 4\n")
+    options = ["--executor", "slurm", "--cluster", str(tmp_path / "cluster.yaml"), "--wait", "--no-plots"]
+    inside = "python -m tests.jobs.cluster -- python reproduce.py --grid quick"
+    done = python(inside, *options, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = essence(quick)
+    assert len(expected) == 27 and essence(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("line", [line for line in LINES[2:] if "reproduce.py" in line and "--grid" in line])

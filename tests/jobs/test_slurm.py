@@ -248,11 +248,12 @@ def test_a_failing_teacher_blocks_its_students_only(slurm_here, tmp_path, capsys
 
 
 def test_arrays_are_split_where_the_cluster_ends(machines, tmp_path, monkeypatch, capsys):
-    """12 runs on a cluster whose arrays have 5 tasks at most; cancelled, twice."""
+    """12 runs on a cluster whose arrays have 5 tasks at most: cancelled, twice; submitted again and done."""
     with slurms.Cluster(tmp_path / "slurm", max_array_size=5) as small:
         reach(small, monkeypatch)
         folder = Folder(tmp_path, settings=hold())
-        assert folder("--only", "method=student", "--seeds", "12") == 3
+        wanted = ("--only", "method=student", "--seeds", "12")
+        assert folder(*wanted) == 3
         assert len(small.jobs()) == 12
         said = capsys.readouterr().out
         assert re.findall(r"submitted (\d+) runs as \d+_\[0-(\d)\]", said) == [("5", "4"), ("5", "4"), ("2", "1")]
@@ -261,6 +262,10 @@ def test_arrays_are_split_where_the_cluster_ends(machines, tmp_path, monkeypatch
         said = capsys.readouterr().out
         assert "cancelled 12 runs in 3 jobs" in said and "nothing to cancel" in said
         assert not small.jobs() and not records.tokens(folder.out)
+        folder.cluster.write_text(SETTINGS)
+        assert folder(*wanted, "--wait") == 0
+        said = capsys.readouterr().out
+        assert said.count("submitted ") == 3 and "[12/12]" in said and len(essence(folder.out)) == 12
 
 
 def test_accounting_does_not_matter(tmp_path, monkeypatch):
