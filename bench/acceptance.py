@@ -26,7 +26,7 @@ import methods
 import zoo
 from bench import data as datasets
 from bench import protocol
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import Parser, refuse
 from bench.data import Dataset
 from bench.devices import memory_format, parse_device, set_precision
 from bench.evaluate import evaluate
@@ -219,8 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
             if check.table:
                 print(check.table, flush=True)
     except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_REQUEST
+        return refuse(str(error))
     if not args.weights:
         print(f"not checked: published checkpoints (no --weights, no ${WEIGHTS_VARIABLE})")
     print(f"{f'{failed} checks FAILED' if failed else 'all holds'}, {time.monotonic() - began:.0f} s")

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import zoo
 from bench import data as datasets
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import Parser, refuse
 from bench.devices import memory_format, parse_device
 from bench.run import Data
 
@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         datasets.prepare(cifar100, args.data)
         dataset = datasets.load(cifar100, args.data, device)
     except zoo.BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_REQUEST
+        return refuse(str(error))
     net.to(device, memory_format=memory_format(device))
     metrics = evaluate(net, dataset)
     print(

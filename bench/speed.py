@@ -31,7 +31,7 @@ import zoo
 from bench import data as datasets
 from bench import protocol
 from bench.capture import captured, own_stream
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import Parser, refuse
 from bench.cost import step_flop
 from bench.devices import autocast, check_precision, parse_device, set_precision
 from bench.provenance import device_name
@@ -303,8 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _main(args)
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        return refuse(str(error))
 
 
 def _main(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 import methods
 import zoo
 from bench import protocol
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import Parser, refuse
 from bench.data import CIFAR100_MEAN, CIFAR100_STD, NUM_CLASSES, TRAIN_IMAGES, Dataset
 from bench.devices import parse_device
 from bench.provenance import device_name
@@ -114,8 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         for pair in args.pairs:
             print(f"\n{pair}\n" + table(recipe, pair, args.methods, device, args.rounds), flush=True)
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        return refuse(str(error))
     return 0
 
 

@@ -28,11 +28,10 @@ from pathlib import Path
 
 from bench import store
 from bench.cells import RunStatus
-from bench.commandline import BAD_REQUEST, Parser
+from bench.commandline import DONE, INCOMPLETE, Parser, refuse
 from jobs import merge, states
 from zoo.errors import BadInput
 
-DONE, INCOMPLETE = 0, 1
 # Results and logs shrink to a quarter; tensors by 7 % at any level, at several times the time above the first.
 LEVEL = 1
 LOG_TAIL = 64 << 10  # bytes of a log: some 250 epochs
@@ -286,11 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
             status = INCOMPLETE if lacking else status
         return status
     except BadInput as error:
-        message = str(error)
+        return refuse(str(error))
     except OSError as error:
-        message = f"{error.strerror or error}: {error.filename or args.paths[-1]}; nothing that was there is lost"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return BAD_REQUEST
+        return refuse(f"{error.strerror or error}: {error.filename or args.paths[-1]}; nothing that was there is lost")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from bench import calibration, protocol
+from bench import calibration
 from jobs import pack
 
 README = (Path(__file__).parents[1] / "results" / "README.md").read_text()
@@ -28,11 +28,7 @@ def no_calibration(monkeypatch):
 
 @pytest.mark.parametrize("line", RUNS)
 def test_plans(tmp_path, capsys, line):
-    arguments = shlex.split(line)[2:]
-    recipe = arguments[arguments.index("--protocol") + 1]
-    if recipe not in protocol.names():
-        pytest.skip(f"there is no protocol {recipe}")
-    assert reproduce.main([*arguments, "--out", str(tmp_path), "--dry-run"]) == 0
+    assert reproduce.main([*shlex.split(line)[2:], "--out", str(tmp_path), "--dry-run"]) == 0
     assert "to do: " in capsys.readouterr().out
 
 
