@@ -25,6 +25,7 @@ from bench import store
 from bench.capture import captured
 from bench.devices import autocast, memory_format, set_precision
 from bench.evaluate import evaluate
+from bench.optim import SGD
 from bench.run import Run, seed_for
 from zoo.inference import folded
 
@@ -74,7 +75,7 @@ class Trainer:
         # Tensors, so that a captured step sees their new values.
         self.epoch = torch.zeros((), device=device)
         self.lr, self.lr_now = torch.full((), settings.lr, device=device), settings.lr
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             self.trained,
             lr=self.lr,
             momentum=settings.momentum,

@@ -7,6 +7,7 @@ claimant that was only asleep sees a higher generation and gives up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ FIRST_HEARTBEAT_S, HEARTBEAT_S = 1.0, 10.0  # after each beat the next is twice 
 HUNG_S = 900.0  # without a step: longer than any start, data set, first step or batch of an evaluation takes
 TEXTS = ("device", "gpu")  # in a claim's progress; everything else in it is a number
 STALE_S = 180.0  # without a heartbeat, for a claimant whose process cannot be looked at (another host)
+DAMAGED_S = 3 * HEARTBEAT_S  # without one, for a claim that cannot be read
 
 
 class ClaimLost(Exception):
@@ -130,7 +132,8 @@ def acquire(folder: Path) -> Claim | None:
     try:
         os.link(temporary, _path(folder, claim.generation))
     except FileExistsError:
-        return None
+        if not _same_file(temporary, _path(folder, claim.generation)):
+            return None
     finally:
         temporary.unlink(missing_ok=True)
     return claim
@@ -138,20 +141,23 @@ def acquire(folder: Path) -> Claim | None:
 
 def read(folder: Path) -> Holder | None:
     """The newest claim on a run, or None."""
-    generation = _newest(folder)
-    if generation is None:
-        return None
-    path = _path(folder, generation)
-    try:
-        said = json.loads(path.read_bytes())
-        alive = _alive(said, path)
-        return Holder(generation, alive, str(said["host"]), int(said["pid"]), _checked(said.get("progress")))
-    except FileNotFoundError:
-        if _newest(folder) != generation or not path.is_symlink():
-            return read(folder)  # released or taken over while we looked
-        return Holder(generation, False, "?", 0, {})
-    except (OSError, ValueError, KeyError, TypeError):
-        return Holder(generation, False, "?", 0, {})  # damaged: nobody that beats wrote it
+    generation, gone = _newest(folder), None
+    while generation is not None:
+        path = _path(folder, generation)
+        try:
+            said = json.loads(path.read_bytes())
+            alive = _alive(said, path)
+            return Holder(generation, alive, str(said["host"]), int(said["pid"]), _checked(said.get("progress")))
+        except FileNotFoundError:
+            if path.is_symlink():
+                return Holder(generation, False, "?", 0, {})
+            if generation == gone:  # a network disk may list for half a minute what another host has removed
+                return None
+            generation, gone = _newest(folder), generation  # released or taken over while we looked
+        except (OSError, ValueError, KeyError, TypeError):
+            # Damaged, or half seen on a network disk; who lives writes it anew at the next beat.
+            return Holder(generation, _younger(path, DAMAGED_S), "?", 0, {})
+    return None
 
 
 def _checked(progress: object) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _alive(said: dict[str, Any], path: Path) -> bool:
     if said["host"] == socket.gethostname() and said["boot"] == _boot():
         started = _started(said["pid"])
         return started is not None and started == said["started"]
-    return _age_s(path) < STALE_S
+    return _younger(path, STALE_S)
 
 
 def _boot() -> str:
@@ -202,8 +208,8 @@ def _started(pid: int) -> str | None:
     return ""
 
 
-def _age_s(path: Path) -> float:
-    """Age of a file by the file system's own clock: the clocks of two hosts need not agree."""
+def _younger(path: Path, than_s: float) -> bool:
+    """Whether a file is written anew from time to time, by the disk's own clock: those of two hosts need not agree."""
     probe = path.with_name(f".clock.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         probe.touch()
@@ -211,8 +217,12 @@ def _age_s(path: Path) -> float:
     except OSError:
         now = time.time()
     finally:
-        probe.unlink(missing_ok=True)
-    return now - path.stat().st_mtime
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    try:
+        return abs(now - path.stat().st_mtime) < than_s  # from the future: that clock was set back since
+    except OSError:
+        return True  # just being written anew, or gone: to be looked at again
 
 
 def _path(folder: Path, generation: int) -> Path:
@@ -226,6 +236,14 @@ def _newest(folder: Path) -> int | None:
         return None
     found = [re.fullmatch(r"claim(?:\.(\d+))?\.json", name) for name in names]
     return max((int(match[1] or 0) for match in found if match), default=None)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether a link is there although making it failed: NFS asks again where an answer was lost (open(2), O_EXCL)."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _replace(path: Path, value: dict[str, Any]) -> None:

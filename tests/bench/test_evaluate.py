@@ -31,7 +31,7 @@ def test_metrics_are_plain_counts(monkeypatch):
         top5 += label in order[:5]
         loss -= float(torch.log_softmax(torch.tensor(row, dtype=torch.float64), 0)[label])
     net.train()
-    monkeypatch.setattr(evaluation, "BATCH", 16)  # 40 images: a partial last batch
+    monkeypatch.setitem(evaluation.BATCH, "cpu", 16)  # 40 images: a partial last batch
     got = evaluation.evaluate(net, dataset)
     assert (got.top1, got.top5) == (100 * top1 / 40, 100 * top5 / 40)
     assert got.loss == pytest.approx(loss / 40, rel=1e-5)

@@ -206,7 +206,7 @@ def test_gradients_of_both_views_count():
 
 
 def test_every_step_and_every_batch_of_an_evaluation_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", 16)
+    monkeypatch.setitem(evaluation.BATCH, "cpu", 16)
     dataset, told = tiny.dataset(80), []
     trainer.train(
         tiny.run(tmp_path, "vanilla"), dataset, None, tmp_path / "last.pt", on_step=lambda *at: told.append(at)

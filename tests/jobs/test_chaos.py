@@ -55,7 +55,7 @@ def test_a_log_in_parts():
     assert went_on(first + log(AGAIN, AGAIN, spoilt, 1).encode(), len(first), None) == COLUMNS[1]
 
 
-@pytest.mark.parametrize(("where", "faults"), [("local", 5), ("slurm", 6)])
+@pytest.mark.parametrize(("where", "faults"), [("local", 4), ("slurm", 4)])
 def test_a_short_round(where, faults):
     slurms.require()
     command = [sys.executable, "-m", "tests.jobs.chaos", "--size", "small", "--seed", "3"]

@@ -75,11 +75,21 @@ def test_other_host_lives_by_its_heartbeat(tmp_path):
     assert not claims.read(tmp_path / "run").alive and claims.acquire(tmp_path / "run").generation == 1
 
 
-def test_damaged_claim_is_nobodys(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "claim.json").write_text('{"host": ')
-    assert not claims.read(tmp_path / "run").alive
-    assert claims.acquire(tmp_path / "run").generation == 1
+def test_damaged_claim_is_nobodys_unless_it_is_young(tmp_path):
+    path = tmp_path / "run" / "claim.json"
+    path.parent.mkdir()
+    path.write_text('{"host": ')  # or half seen on a network disk: the next beat makes it whole
+    assert claims.read(path.parent).alive and claims.acquire(path.parent) is None
+    for age_s in (2 * claims.DAMAGED_S, -2 * claims.DAMAGED_S):
+        os.utime(path, (time.time() - age_s,) * 2)
+        assert not claims.read(path.parent).alive
+    assert claims.acquire(path.parent).generation == 1
+
+
+def test_a_claim_that_is_still_listed_and_gone(tmp_path, monkeypatch):
+    """A network disk may list for some time what another host has removed."""
+    monkeypatch.setattr(claims, "_newest", lambda folder: 0)
+    assert claims.read(tmp_path) is None
 
 
 def test_progress_of_the_dead_is_kept(tmp_path):
@@ -87,6 +97,20 @@ def test_progress_of_the_dead_is_kept(tmp_path):
     assert claims.read(tmp_path / "run").progress == {"epoch": 3, "epochs": 9, "top1": 1.5}
     claims.acquire(tmp_path / "run")
     assert claims.read(tmp_path / "run").progress == {"epoch": 3, "epochs": 9, "top1": 1.5}
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    link = os.link
+
+    def asked_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", asked_twice)  # as an NFS client does when the first answer does not arrive
+    claim = claims.acquire(tmp_path / "run")
+    assert claim is not None and os.listdir(tmp_path / "run") == ["claim.json"]
+    claim.beat()
+    assert claims.acquire(tmp_path / "run") is None
 
 
 def _race(folder, start, won):
