@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that wait leave the core to other tests
 # No test submits to a cluster that this machine may belong to; those that need one bring their own.
 os.environ["SLURM_CONF"] = os.devnull
 
@@ -17,6 +18,7 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
     "test_slurm_limit.py",
     "test_task.py",
     "test_pack.py",
+    "test_two_hosts.py",
     "test_evaluate.py",
     "test_cluster.py",
     "test_report_command.py",

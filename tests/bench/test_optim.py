@@ -47,7 +47,5 @@ for method in methods.names():
         train(tiny.run(folder, method, text=text), tiny.dataset(60), teacher, folder / "last.pt")
         assert "torch._dynamo" not in sys.modules, method
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

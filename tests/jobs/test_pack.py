@@ -86,7 +86,7 @@ def epoch(folder: store.RunFolder) -> tuple[int, int]:
 
 def reproduce_(*arguments) -> int:
     """The command in this process: its imports cost seconds."""
-    return reproduce.main([*map(str, arguments), "--slots", "1", "--no-plots"])
+    return reproduce.main([*map(str, arguments), "--slots", "2", "--no-plots"])
 
 
 @pytest.fixture(scope="module")

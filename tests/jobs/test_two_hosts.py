@@ -45,8 +45,9 @@ class Hosts:
     def start(self, name: str, *command: str) -> subprocess.Popen:
         """Run a command on the computer of this name, which has one core; its end is the end of the computer."""
         core = str(len(self.started) % (os.cpu_count() or 1))
-        inside = ["taskset", "-c", core, "bash", "-c", START, str(self.connect), name, str(self.folder), str(self.seen), *command]
         computer = ["unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+        computer += ["taskset", "-c", core, "bash", "-c", START, str(self.connect), name]
+        inside = [str(self.folder), str(self.seen), *command]
         self.started.append(
             subprocess.Popen(
                 [*computer, *inside], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
