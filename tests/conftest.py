@@ -25,6 +25,14 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
 )
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Random numbers that a test draws without a generator are the same each time, whatever ran before it."""
+    import torch  # here, as it reads the two variables above
+
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

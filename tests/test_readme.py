@@ -74,7 +74,7 @@ def test_quick_through_slurm_gives_the_same_results(quick, tmp_path):
     slurms.require()
     (tmp_path / "cluster.yaml").write_text("gpus: 0\ncpus_per_task: 1\ntimeout_min: 60\nruns_per_job: 4\n")
     options = ["--executor", "slurm", "--cluster", str(tmp_path / "cluster.yaml"), "--wait", "--no-plots"]
-    inside = "python -m tests.jobs.cluster -- python reproduce.py --grid quick"
+    inside = f"python -m tests.jobs.cluster -- {shlex.quote(sys.executable)} reproduce.py --grid quick"
     done = python(inside, *options, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
     expected = essence(quick)

@@ -24,7 +24,8 @@ from tests.jobs import cluster as clusters
 from tests.jobs.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
-TWICE = 'echo run ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 1000'  # ends when run again
+# Ends when run again. `exec`, as a shell that outlives its child for a moment writes "Terminated" into the output.
+TWICE = 'echo run ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || exec sleep 1000'
 # Where SLURM, munge and MariaDB write unless told otherwise.
 SYSTEM = [
     *("/etc/slurm", "/etc/munge", "/etc/mysql", "/run/munge", "/run/mysqld", "/run/slurm", "/var/lib/munge"),
@@ -201,7 +202,7 @@ def test_after_a_reboot_jobs_run_again(tmp_path):
     clusters.require()
     slurm = Cluster(tmp_path)
     with slurm:
-        job = slurm.sbatch("echo run; [ -e begun ] || { touch begun; sleep 1000; }", "--open-mode=append")
+        job = slurm.sbatch("echo run; [ -e begun ] || { touch begun; exec sleep 1000; }", "--open-mode=append")
         wait_for_line(slurm, job, "run")
         slurm.until((tmp_path / "begun").exists, "the job to begin")
     with slurm:
