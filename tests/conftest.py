@@ -28,7 +28,7 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Random numbers that a test draws without a generator are the same each time, whatever ran before it."""
-    import torch  # here, as it reads the two variables above
+    import torch  # here, as it reads the OMP variables above
 
     torch.manual_seed(0)
 
