@@ -76,7 +76,7 @@ def parser() -> Parser:
     where.add_argument(
         "--cluster",
         metavar="NAME|FILE",
-        help="what SLURM jobs ask for: a YAML file like jobs/clusters/example.yaml "
+        help="what SLURM jobs ask for: a YAML file like jobs/slurm/clusters/example.yaml "
         "(default: one GPU, two cores, and the cluster's own defaults)",
     )
     how = made.add_argument_group("how")
@@ -141,7 +141,7 @@ def _main(args: argparse.Namespace) -> int:
 
 def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
     """Print the plan with what it costs on the device that is here, measured in some 20 seconds."""
-    from bench.devices import parse_device
+    from bench.training.devices import parse_device
     from jobs import plan as plans
 
     # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
@@ -220,13 +220,13 @@ def _uses_slurm(args: argparse.Namespace) -> bool:
 
 
 def _slurm_is_chosen(args: argparse.Namespace) -> bool:
-    from jobs import scheduler
+    from jobs.slurm import scheduler
 
     return args.executor == "slurm" or (args.executor == "auto" and scheduler.available())
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from jobs import slurm
+    from jobs.slurm import submission as slurm
 
     print(slurm.cancel(args.out))
     return DONE

@@ -1,0 +1,5 @@
+"""What a run is, and its way from description to result: grid and protocol, run, store, experiment.
+
+`training/` trains, `report/` reads result files and writes tables, `measure/` times and checks. From here only
+`zoo` and `methods` are imported, and by `experiment`, which joins all, `training`.
+"""

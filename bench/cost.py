@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zoo
-from bench.data import TEST_IMAGES, train_size
+from bench.datasets import TEST_IMAGES, train_size
 from bench.run import Run
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 import zoo
-from bench import data as datasets
 from bench import store
-from bench.capture import own_stream
-from bench.evaluate import evaluate
 from bench.protocol import CHECKPOINT
 from bench.provenance import provenance
 from bench.run import Data, Run, Teacher
 from bench.store import weights_fault
-from bench.trainer import CHECKPOINT_EVERY_S, State, summary, train
+from bench.training import data as datasets
+from bench.training.capture import own_stream
+from bench.training.evaluate import evaluate
+from bench.training.trainer import CHECKPOINT_EVERY_S, State, summary, train
 from zoo.errors import BadInput
 
 

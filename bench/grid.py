@@ -21,7 +21,7 @@ from bench import protocol as protocols
 from bench import store, yamlio
 from bench.cells import Cell
 from bench.cost import cost_flop
-from bench.data import NUM_CLASSES, train_size
+from bench.datasets import NUM_CLASSES, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
 from bench.store import KEPT
 from methods import Settings, check

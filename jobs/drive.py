@@ -11,13 +11,16 @@ from pathlib import Path
 
 import torch
 
-from bench import data, grid
+from bench import grid
 from bench.commandline import INCOMPLETE, STOPPED_EARLY, refuse
-from bench.devices import check_precision, parse_device
-from jobs import cluster, local, results, scheduler, slurm
+from bench.training import data
+from bench.training.devices import check_precision, parse_device
+from jobs import local, results
 from jobs import plan as plans
 from jobs.plan import Plan
 from jobs.progress import Progress
+from jobs.slurm import cluster, scheduler
+from jobs.slurm import submission as slurm
 from zoo.errors import BadInput
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from bench import calibration, store
-from bench.calibration import Calibration
+from bench import store
 from bench.cost import cost_flop
 from bench.grid import Grid
+from bench.measure import calibration
+from bench.measure.calibration import Calibration
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
 from jobs.status import duration, headline

@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-from bench import compare as comparison
-from bench import frames
-from bench import report as reports
 from bench.commandline import DONE
+from bench.report import compare as comparison
+from bench.report import frames
+from bench.report import writing as reports
 from jobs import states
 from jobs.states import Outline
 from zoo.errors import BadInput

@@ -10,7 +10,8 @@ from typing import Any
 
 from bench import store
 from bench.cells import RunStatus
-from jobs import claims, records, states
+from jobs import claims, states
+from jobs.slurm import records
 from jobs.states import Outline, States
 
 MOST_RUNNING, MOST_OTHERS = 50, 10  # lines of a list, before "and 37 more"

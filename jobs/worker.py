@@ -26,10 +26,10 @@ from typing import Any, TextIO
 import torch
 
 from bench import experiment, store
-from bench.devices import parse_device
 from bench.provenance import device_name
 from bench.run import Run
-from bench.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
+from bench.training.devices import parse_device
+from bench.training.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
 from jobs import claims
 from methods import check
 

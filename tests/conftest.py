@@ -11,7 +11,7 @@ os.environ["SLURM_CONF"] = os.devnull
 
 LONGEST = (  # files, each done by one process: these first, so that none of them is left for the end
     "test_reproduce.py",
-    "test_slurm.py",
+    "test_submission.py",
     "test_readme.py",
     "test_chaos.py",
     "test_acceptance.py",

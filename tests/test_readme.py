@@ -14,9 +14,9 @@ import pytest
 
 import methods
 import reproduce
-from bench import calibration
 from bench import grid as grids
 from bench import protocol as protocols
+from bench.measure import calibration
 from tests.jobs import cluster as slurms
 from tests.jobs.results import essence
 from zoo import architectures, build

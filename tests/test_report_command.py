@@ -17,7 +17,7 @@ import pytest
 
 import reproduce
 from bench import store
-from tests.bench.report_cases import A, B, Grid, hand_made, result
+from tests.bench.report.report_cases import A, B, Grid, hand_made, result
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from bench import calibration
-from jobs import pack
+from bench.measure import calibration
+from jobs.carry import pack
 
 README = (Path(__file__).parents[1] / "results" / "README.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]

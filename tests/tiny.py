@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from bench import protocol
-from bench.data import Dataset
 from bench.run import Run, Teacher
+from bench.training.data import Dataset
 
 PROTOCOL = """\
 extends: standard

@@ -8,8 +8,8 @@ import torch
 import methods
 import zoo
 from bench import grid as grids
-from bench import published
 from bench.grid import GridFile
+from bench.report import published
 from methods import check
 from tests import tiny
 from zoo.errors import BadInput

@@ -28,7 +28,7 @@ import torch
 
 from bench import grid as grids
 from bench import store
-from jobs import snapshot
+from jobs.slurm import snapshot
 from tests import tiny
 from tests.jobs import cluster as slurms
 from tests.jobs.faults import FAULTS, Arena
@@ -36,8 +36,8 @@ from tests.jobs.results import do_here, essence
 
 ROOT = Path(__file__).parents[2]
 SHORTENED = {  # file -> (as it stands, as it is in the copy under test)
-    "bench/trainer.py": ("CHECKPOINT_EVERY_S = 60.0", "CHECKPOINT_EVERY_S = 0.0"),
-    "jobs/slurm.py": ("LOOK_S, ASK_S = 2.0, 30.0", "LOOK_S, ASK_S = 0.5, 3.0"),
+    "bench/training/trainer.py": ("CHECKPOINT_EVERY_S = 60.0", "CHECKPOINT_EVERY_S = 0.0"),
+    "jobs/slurm/submission.py": ("LOOK_S, ASK_S = 2.0, 30.0", "LOOK_S, ASK_S = 0.5, 3.0"),
 }
 PROTOCOL = tiny.PROTOCOL.replace("epochs: 2, milestones: [1]", "epochs: 8, milestones: [5]")
 SIZES = {  # name -> (teachers of student resnet8, methods); teachers but resnet8 itself are runs of their own

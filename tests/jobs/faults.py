@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import store
-from jobs import claims, records
+from jobs import claims
+from jobs.slurm import records
 from tests.jobs import cluster as slurms
 
 

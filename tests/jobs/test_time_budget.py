@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import reproduce
-from bench import store, trainer
+from bench import store
+from bench.training import trainer
 from jobs import worker
 from tests import tiny
 from tests.jobs.test_worker import essence, here, teacher_run

@@ -1,0 +1,323 @@
+"""The report as one page: report.html, which needs no network, no script and no other file to be read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bench.cells import STATES, RunStatus
+from bench.report.captions import CAPTIONS
+from bench.report.curves import Curves, Series
+from bench.report.frames import CellSummary, Results, RunRow, clean, percent, written
+from bench.report.hypertext import Html, items, join, scroll, table, tag
+from bench.report.markup import Section
+from bench.report.tables import SIGNS, heading, what
+
+STYLE = Path(__file__).with_name("page.css")
+# Nothing is fetched and no script runs, whatever the files of a run may hold.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
+CURVE_POINTS = 100
+WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
+WIDTH, HEIGHT, LEFT, BOTTOM = 560, 130, 56, 18  # of a curve, in units of its viewBox
+
+
+def page(
+    results: Results,
+    sections: Sequence[Section],
+    pictures: Mapping[str, bytes],
+    runs: Mapping[str, RunStatus],
+    curves: Curves,
+    out: Path | None = None,
+) -> str:
+    """The whole page. `sections` are the report's parts, the last of them what it is made of.
+
+    `pictures` are PNG images by the names of CAPTIONS. `out` is the folder the page will lie in, looked at for the
+    files of runs; without it nothing is linked.
+    """
+    parts: list[tuple[str, Html]] = [(section.heading or "Results", _section(section)) for section in sections]
+    if pictures:
+        shown = [_figure(name, pictures[name], out) for name in CAPTIONS if name in pictures]
+        parts.insert(max(len(parts) - 1, 0), ("Plots", join(shown)))
+    parts.append(("Cells and runs", _cells(results, runs, curves, out)))
+    title = clean(f"Results: {what(results.spec)}")
+    body = [
+        tag("h1", title),
+        *(tag("p", clean(item.body), class_="lead") for item in (sections[-1].items[1:2] if sections else ())),
+        tag(
+            "nav",
+            tag("ul", *(tag("li", tag("a", name, href=f"#{_anchor(name)}")) for name, _ in parts)),
+            aria_label="Sections",
+        ),
+        tag(
+            "main",
+            *(
+                tag("section", tag("h2", name, id=_anchor(name)), content, aria_labelledby=_anchor(name))
+                for name, content in parts
+            ),
+        ),
+    ]
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", title),
+        tag("style", Html(STYLE.read_text(encoding="utf-8"))),
+    ]
+    text = "<!DOCTYPE html>\n" + tag("html", tag("head", *head), "\n", tag("body", *body), lang="en") + "\n"
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate in a file of JSON would stop it being written
+
+
+def _section(section: Section) -> Html:
+    return join([*(table(made, _address) for made in section.tables), items(section.items) if section.items else ""])
+
+
+def _figure(name: str, png: bytes, out: Path | None) -> Html:
+    caption = CAPTIONS[name]
+    address = f"plots/{name}.pdf"
+    pdf = join([" ", tag("a", "As PDF", href=address), "."]) if out else ""
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the PNG header
+    image = tag(
+        "img",
+        src="data:image/png;base64," + base64.b64encode(png).decode(),
+        alt=f"{caption.title}. {caption.instead}",
+        width=width,
+        height=height,
+        loading="lazy",
+        class_="wide" if width > WIDE else None,
+    )
+    if width > WIDE:
+        image = scroll(image, caption.title)
+    return tag("figure", image, tag("figcaption", tag("b", caption.title), caption.body, pdf), id=f"plot-{name}")
+
+
+def _address(cell: int) -> str:
+    return f"#cell-{cell}"
+
+
+def _anchor(name: str) -> str:
+    return "-".join(filter(None, "".join(char if char.isalnum() else " " for char in name.lower()).split()))
+
+
+# ---- cells
+
+
+def _cells(results: Results, runs: Mapping[str, RunStatus], curves: Curves, out: Path | None) -> Html:
+    """Every cell of the table, row by row; with its runs if they are few enough."""
+    if not results.cells:
+        return tag("p", "This grid has no cells.")
+    position = {id(summary): i for i, summary in enumerate(results.cells)}
+    wanted = sum(run.in_table for run in results.runs)
+    detailed = wanted <= MOST_RUNS
+    parts = []
+    if not detailed:
+        words = f"{wanted:,} runs are too many for a page: their numbers and reasons are in runs.csv."
+        parts.append(tag("p", words, class_="soft"))
+    for line in results.lines:
+        cell = line[0].cell
+        group = heading(cell.role, cell.group)
+        name = clean(cell.label)
+        parts.append(tag("h3", name, tag("span", f" · {group}", class_="soft") if group else ""))
+        if detailed:
+            parts += [_cell(summary, position[id(summary)], runs, curves, out) for summary in line]
+        else:
+            parts.append(_short(name, [(summary, position[id(summary)]) for summary in line]))
+    return join(parts)
+
+
+def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], curves: Curves, out: Path | None) -> Html:
+    back = tag("a", "to the table", href="#last", class_="up")
+    title = tag("h4", f"{clean(summary.cell.label)}: {_pair(summary)}")
+    rows = [_run(run, runs, out) for run in summary.runs]
+    names = (
+        "Seed",
+        "Top-1, last (%)",
+        "Best (%)",
+        "At epoch",
+        "Top-5 (%)",
+        "Test loss",
+        "Time (h:m:s)",
+        "Device",
+        "Run",
+    )
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+    label = f"Runs of {clean(summary.cell.label)} on {_pair(summary)}"
+    made = scroll(tag("table", head, tag("tbody", *rows), aria_label=label), label)
+    series = {run.seed: points for run in summary.runs if run.state == "done" and (points := curves.top1(run.run_id))}
+    mixed = tag("p", f"Not one measurement, its runs mix {summary.mixed}.", class_="refuted") if summary.mixed else ""
+    parts = [
+        back,
+        title,
+        tag("p", _standing(summary), class_="soft"),
+        mixed,
+        made,
+        _curve(series),
+        _config(summary, runs),
+    ]
+    return tag("article", *parts, id=f"cell-{position}")
+
+
+def _short(label: str, line: Sequence[tuple[CellSummary, int]]) -> Html:
+    """The cells of a row without their runs."""
+    names = ("Pair", "Top-1, last (%)", "Best (%)", "Runs")
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+    rows = []
+    for summary, position in line:
+        entries = (_last(summary), written(summary.best), _counts(summary))
+        cells = [tag("th", _pair(summary), scope="row"), *(tag("td", entry) for entry in entries)]
+        rows.append(tag("tr", *cells, id=f"cell-{position}"))
+    return scroll(tag("table", head, tag("tbody", *rows), aria_label=f"Cells of {label}"), f"Cells of {label}")
+
+
+def _pair(summary: CellSummary) -> str:
+    return clean(" → ".join(summary.column))
+
+
+def _last(summary: CellSummary) -> str:
+    return written(summary.last) or SIGNS[summary.state]
+
+
+def _standing(summary: CellSummary) -> str:
+    best = f", best epoch {written(summary.best)}" if summary.best.n else ""
+    return f"Last epoch {_last(summary)}{best}. Runs: {_counts(summary)}."
+
+
+def _counts(summary: CellSummary) -> str:
+    counts = Counter(run.state for run in summary.runs)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
+    seed = tag("th", "?" if run.seed is None else str(run.seed), scope="row")
+    if run.state != "done":
+        words = f"{run.state}: {run.reason}" if run.reason else run.state
+        return tag("tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out), class_="files"))
+    values = (
+        _percent(run.top1_last),
+        _percent(run.top1_best),
+        "" if run.best_epoch is None else str(run.best_epoch),
+        _percent(run.top5_last),
+        "" if run.test_loss_last is None else f"{run.test_loss_last:.3f}",
+        duration(run.train_s) if run.train_s else "",  # a checkpoint was not trained here
+        run.device,
+    )
+    return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out), class_="files"))
+
+
+def _files(run: RunRow, out: Path | None) -> Html:
+    """The run's folder and what lies in it, as addresses relative to the page."""
+    name = tag("code", clean(run.run_id))
+    folder = out / "runs" / run.run_id if out else None
+    try:
+        present = set(os.listdir(folder)) if folder else set()
+    except (OSError, ValueError):
+        present = set()
+    if not present:
+        return name
+    address = f"runs/{quote(run.run_id, safe='', errors='replace')}/"
+    files = [name_ for name_ in ("result.json", "log.txt", "error.json") if name_ in present]
+    return join([tag("a", name, href=address), *(tag("a", name_, href=address + name_) for name_ in files)], " ")
+
+
+def _config(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
+    """Every setting of the cell's runs, resolved; they share all but what is said."""
+    found = {run.run_id: _settings(runs.get(run.run_id)) for run in summary.runs if run.state == "done"}
+    configs = [config for config in found.values() if config]
+    if not configs:
+        return Html("")
+    first, *others = configs
+    keys = [key for key in first if key != "seed"]
+    differ = [key for key in keys if any(config.get(key) != first[key] for config in others)]
+    text = json.dumps({key: first[key] for key in keys}, indent=1, ensure_ascii=False, default=str)
+    words = (
+        f"Configuration; its runs differ in {clean(', '.join(differ))}, this is the first"
+        if differ
+        else "Configuration"
+    )
+    lines = tag("pre", "\n".join(clean_line(line) for line in text.splitlines()))
+    return tag("details", tag("summary", words), lines, _provenance(summary))
+
+
+def _settings(status: RunStatus | None) -> dict[str, Any]:
+    config = status.result.get("config") if status and isinstance(status.result, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _provenance(summary: CellSummary) -> Html:
+    """What its finished runs ran on, one line each kind."""
+    done = [run for run in summary.runs if run.state == "done"]
+    kinds: dict[str, Callable[[RunRow], str]] = {
+        "PyTorch": lambda run: run.torch,
+        "Precision": lambda run: run.precision,
+        "Commit": lambda run: run.git_commit[:7] + (" (dirty)" if run.git_dirty else ""),
+        "Source of the method (SHA-256)": lambda run: run.method_sha256[:12],
+    }
+    lines = {name: sorted({value for run in done if (value := get(run))}) for name, get in kinds.items()}
+    return tag("p", "; ".join(f"{name}: {', '.join(found)}" for name, found in lines.items() if found), class_="soft")
+
+
+def clean_line(line: str) -> str:
+    """A line of indented JSON without control characters."""
+    bare = line.lstrip(" ")
+    return " " * (len(line) - len(bare)) + clean(bare)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else percent(value)
+
+
+# ---- curves
+
+
+def _curve(series: Mapping[int | None, Series]) -> Html:
+    """Test accuracy over epochs, a line a run; "" where there is nothing to join."""
+    series = {seed: points for seed, points in series.items() if len(points) > 1}
+    if not series:
+        return Html("")
+    first, last = min(map(min, series.values())), max(map(max, series.values()))
+    # The climb from chance would flatten the rest.
+    tails = [top1 for points in series.values() for epoch, top1 in points.items() if epoch > first + (last - first) / 3]
+    low, high = min(tails), max(tails)
+    low, high = low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1
+
+    def x(epoch: float) -> float:
+        return LEFT + (WIDTH - LEFT - 2) * (epoch - first) / (last - first)
+
+    def y(top1: float) -> float:
+        return max(-9.0, min(HEIGHT + 9.0, 2 + (HEIGHT - BOTTOM - 2) * (high - top1) / (high - low)))
+
+    lines = []
+    for points in series.values():
+        epochs = list(points)
+        step = max(1, len(epochs) // CURVE_POINTS)
+        kept = sorted({*epochs[::step], epochs[-1]})
+        lines.append(tag("polyline", points=" ".join(f"{x(epoch):.0f},{y(points[epoch]):.1f}" for epoch in kept)))
+    floor = HEIGHT - BOTTOM
+    ends = [points[max(points)] for points in series.values()]
+    words = (
+        f"Test top-1 over epochs {first} to {last}, {len(series)} run" + "s" * (len(series) > 1) + ": ends at "
+        f"{percent(min(ends))}" + (f" to {percent(max(ends))}" if len(ends) > 1 else "")
+    )
+    clip = tag("svg", *lines, x=0, y=0, width=WIDTH, height=floor)
+    axes = [
+        tag("line", x1=LEFT, x2=WIDTH, y1=floor, y2=floor),
+        tag("line", x1=LEFT, x2=LEFT, y1=0, y2=floor),
+        tag("text", f"{high:.1f} %", x=LEFT - 4, y=12, text_anchor="end"),
+        tag("text", f"{low:.1f} %", x=LEFT - 4, y=floor, text_anchor="end"),
+        tag("text", f"epoch {first}", x=LEFT, y=HEIGHT - 3),
+        tag("text", str(last), x=WIDTH - 2, y=HEIGHT - 3, text_anchor="end"),
+    ]
+    return tag("svg", *axes, clip, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=words)

@@ -1,0 +1,256 @@
+"""The printed tables: last epoch (the result), over all pairs, best epoch; their notes, and the footer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+from bench.cells import STATES, TableSpec
+from bench.report.frames import CellSummary, Results, clean, done, signed, written
+from bench.report.markup import Line, Note, Table, Text
+from bench.report.ranking import BOLD_RULE, UNSEPARATED_RULE, Ranking
+from bench.report.statistics import GAP_RULE, PAIRS_INTERVAL_RULE, PAIRS_RULE, Aggregate, Interval
+
+ABSENT = "—"
+# What a cell without a finished run shows.
+SIGNS = {
+    "failed": "✗ failed",
+    "blocked": "⊘ blocked",
+    "running": "… running",
+    "interrupted": "… interrupted",
+    "missing": ABSENT,
+}
+UNSEPARATED, MIXED = "†", "§"
+PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
+NUMBERS_RULE = (
+    f"Sample standard deviation (ddof 1) over seeds; a single run has none. {PARTIAL_RULE} Only finished "
+    f"runs enter a mean. {ABSENT}: not started. Blank: not in this grid."
+)
+HEADINGS = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
+MOST_NAMED = 3  # runs, cells or commits named in one line; the CSV files have all
+
+
+class Footnotes:
+    """Numbers texts as they first come up; equal texts share a number. Remembers what each one is about."""
+
+    def __init__(self) -> None:
+        self._subjects: dict[str, dict[str, None]] = {}
+        self._numbers: dict[str, str] = {}
+
+    def mark(self, text: str, subject: str = "") -> str:
+        self._subjects.setdefault(text, {}).update({subject: None} if subject else {})
+        return self._numbers.setdefault(text, str(len(self._numbers) + 1))
+
+    def notes(self) -> list[Note]:
+        return [
+            Note(self._numbers[text], text, some(list(subjects), "runs.csv"))
+            for text, subjects in self._subjects.items()
+        ]
+
+
+def last_table(results: Results, ranking: Ranking) -> Table:
+    """The result: top-1 at the last epoch, the best methods, and why each gap is a gap."""
+    footnotes, position = Footnotes(), positions(results)
+
+    def entry(summary: CellSummary) -> list[Text]:
+        i = position[id(summary)]
+        marks = sorted({footnotes.mark(text, run_id) for text, run_id in _troubles(summary)}, key=int)
+        marks += [MIXED] if summary.mixed else []
+        marks += [UNSEPARATED] if i in ranking.unseparated else []
+        return [Text(written(summary.last) or SIGNS[summary.state], tuple(marks), i in ranking.best, i)]
+
+    rows = sections(results.lines, results.pairs, entry)
+    return Table(
+        name="last",
+        caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
+        columns=results.pairs,
+        sections=rows,
+        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(ranking)),
+    )
+
+
+def best_table(results: Results) -> Table:
+    """Top-1 at each run's best epoch, chosen by looking at the test set, and by how much that flatters each cell."""
+    position = positions(results)
+    gaps: dict[int, float] = {}
+
+    def entry(summary: CellSummary) -> list[Text]:
+        i = position[id(summary)]
+        if cell_gaps := summary.gaps():
+            gaps[i] = math.fsum(cell_gaps) / len(cell_gaps)
+        marks = (MIXED,) if summary.mixed else ()
+        return [
+            Text(written(summary.best) or sign(summary), marks, cell=i),
+            Text(signed(gaps[i]) if i in gaps else "", cell=i),
+        ]
+
+    rows = sections(results.lines, results.pairs, entry)
+    notes = [
+        Note("", "The epoch is chosen by the test accuracy that it is then reported with, so nothing is ranked here.")
+    ]
+    if gaps:
+        each = sorted(gaps.values())
+        mean = signed(math.fsum(each) / len(each))
+        spread = f", from {signed(each[0])} to {signed(each[-1])}" if len(each) > 1 else ""
+        notes.append(Note("", f"Best − last, mean over {counted(len(each), 'cell')}: {mean} points{spread}."))
+    if any(0 < summary.best.n < summary.best.wanted for summary in results.cells):
+        notes.append(Note("", PARTIAL_RULE))
+    if silent := sum(run.top1_best is None for run in done(results.runs) if run.in_table):
+        notes.append(Note("", f"Finished runs without a recorded best epoch, left out here: {silent}."))
+    return Table(
+        name="best",
+        caption="Top-1 accuracy (%) at each run's best epoch, selected on test data: optimistically biased. "
+        f"Best / best − last ({what(results.spec)}).",
+        columns=tuple(
+            (f"{teacher} → {student}", part) for teacher, student in results.pairs for part in ("best", "− last")
+        ),
+        sections=rows,
+        notes=(*notes, *mixed_notes(results.cells)),
+        span=2,
+    )
+
+
+def aggregate_table(results: Results, aggregates: Sequence[Aggregate]) -> Table:
+    """Each method over the pairs: its mean gain over the Student row, and the share of the teacher's lead it closes."""
+    footnotes = Footnotes()
+    by_heading: dict[str, list[Line]] = {}
+    for row in aggregates:
+        marks = (footnotes.mark(row.note),) if row.note else ()
+        entries = (
+            Text(f"{len(row.pairs)}/{len(results.pairs)}", marks),
+            Text(signed(row.gain)),
+            Text(interval(row.interval, signed)),
+            Text(ABSENT if row.gap_closed is None else share(row.gap_closed)),
+            Text(interval(row.gap_interval, share)),
+        )
+        by_heading.setdefault(heading("method", row.group), []).append(Line(clean(row.label), entries))
+    rule = f"{PAIRS_RULE} {PAIRS_INTERVAL_RULE}" if any(row.interval for row in aggregates) else PAIRS_RULE
+    return Table(
+        name="pairs",
+        caption=f"Over all pairs: gain over the Student row in points of top-1, last epoch ({what(results.spec)}).",
+        columns=(("pairs", ""), ("gain", ""), ("interval", ""), ("gap closed", ""), ("interval", "")),
+        sections=tuple((name, tuple(lines)) for name, lines in by_heading.items()),
+        notes=(*footnotes.notes(), Note("", rule), Note("", GAP_RULE)),
+    )
+
+
+def interval(found: Interval | None, write: Callable[[float], str]) -> str:
+    """How every interval is printed."""
+    return ABSENT if found is None else f"[{write(found.low)}, {write(found.high)}]"
+
+
+def share(value: float) -> str:
+    """How every share is printed: whole percent, with a true minus."""
+    return f"{100 * value:.0f} %".replace("-", "−").replace("−0 %", "0 %")
+
+
+def footer(results: Results, now: datetime) -> list[str]:
+    """What the table is made of: grid, protocol, runs by state, and what its finished runs ran on."""
+    wanted = [run for run in results.runs if run.in_table]
+    counts, finished = Counter(run.state for run in wanted), done(wanted)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
+    spec = results.spec
+    lines = [
+        f"Grid {spec.grid}, protocol {spec.protocol} version {spec.protocol_version}.",
+        f"Runs: {states}; {len(wanted)} wanted.",
+    ]
+    if outside := len(results.runs) - len(wanted):
+        lines.append(f"Runs known but not part of this table: {outside}.")
+    if results.elsewhere:
+        lines.append(f"Runs of other grids, protocols or versions in the same folder, not used: {results.elsewhere}.")
+    seen = {
+        "Data": (run.data for run in finished),
+        "Python": (run.python for run in finished),
+        "PyTorch": (run.torch for run in finished),
+        "torchvision": (run.torchvision for run in finished),
+        "Device": (run.device for run in finished),
+        "Precision": (run.precision for run in finished),
+        "Commit": (run.git_commit[:7] + (" (dirty)" if run.git_dirty else "") for run in finished if run.git_commit),
+    }
+    for name, values in seen.items():
+        if found := sorted(set(filter(None, values))):
+            lines.append(f"{name}: {some(found, 'runs.csv')}.")
+    if mixed := sum(bool(summary.mixed) for summary in results.cells):
+        lines.append(f"Cells whose runs are not alike, marked {MIXED}: {mixed}.")
+    return [clean(line) for line in [*lines, f"Written {now:%Y-%m-%d %H:%M} UTC."]]
+
+
+def what(spec: TableSpec) -> str:
+    return f"grid {spec.grid}, protocol {spec.protocol} v{spec.protocol_version}"
+
+
+def positions(results: Results) -> Mapping[int, int]:
+    """Position in `Results.cells` by id() of a summary."""
+    return {id(summary): i for i, summary in enumerate(results.cells)}
+
+
+def sections(
+    lines: Sequence[tuple[CellSummary, ...]],
+    pairs: Sequence[tuple[str, str]],
+    entries: Callable[[CellSummary], list[Text]],
+) -> tuple[tuple[str, tuple[Line, ...]], ...]:
+    """The given rows under their group's heading; a column that a row has no cell for stays blank."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        head, at = line[0].cell, {summary.column: entries(summary) for summary in line}
+        blanks = [Text("")] * len(at[head.teacher, head.student])
+        row = [text for pair in pairs for text in at.get(pair, blanks)]
+        found.setdefault(heading(head.role, head.group), []).append(Line(clean(head.label), tuple(row)))
+    return tuple((name, tuple(rows)) for name, rows in found.items())
+
+
+def heading(role: str, group: str) -> str:
+    """Over a group of rows; "" over the two baselines."""
+    return HEADINGS.get(group, clean(group)) if role == "method" else ""
+
+
+def sign(summary: CellSummary) -> str:
+    """For a number that is not there: the cell's state, or that its finished runs did not record it."""
+    return ABSENT if summary.last.n else SIGNS[summary.state]
+
+
+def mixed_notes(cells: Iterable[CellSummary]) -> list[Note]:
+    """A note for each kind of mixture among these cells, naming some that have it."""
+    named: dict[str, list[str]] = {}
+    for summary in cells:
+        if summary.mixed:
+            name = f"{summary.cell.label} on {' → '.join(summary.column)}"
+            named.setdefault(summary.mixed, []).append(name)
+    return [
+        Note(MIXED, f"not one measurement, its runs mix {mixed}: {some(names, 'table.csv')}.")
+        for mixed, names in named.items()
+    ]
+
+
+def some(names: Sequence[str], rest_in: str) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more, see {rest_in}" if more > 0 else "")
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:
+    """(reason, run id) of each run that needs a person, or whose file does; equal but for the run's id is equal."""
+    for run in summary.runs:
+        if run.state in ("failed", "blocked") or "set aside" in run.reason:
+            reason = run.reason.replace(run.run_id, "<run>") or "no reason recorded"
+            yield f"{run.state}: {reason}", run.run_id
+
+
+def _legend(ranking: Ranking) -> Iterable[Note]:
+    """The rules, and only those that this table uses."""
+    yield Note("", NUMBERS_RULE)
+    if not ranking.seeds:
+        yield Note("", "No pair has two methods with all wanted seeds finished: nothing is bold.")
+        return
+    yield Note("", BOLD_RULE)
+    tested = sum(seeds > 1 for seeds in ranking.seeds.values())
+    if tested:
+        yield Note(UNSEPARATED, UNSEPARATED_RULE)
+    if untested := len(ranking.seeds) - tested:
+        where = f" on {untested} of {len(ranking.seeds)} pairs" if tested else ""
+        yield Note("", f"One seed a cell{where}: nothing can be separated, bold is only the larger number.")

@@ -1,0 +1,244 @@
+"""The report: table.md, table.tex, CSV files, plots and a page, from what the runs' files say."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas as pd
+
+from bench.cells import RunStatus, TableSpec
+from bench.report import claims as claimcheck
+from bench.report import latex, markup, published_tables, tables
+from bench.report.comparison import Comparison, compare, shown_only
+from bench.report.curves import Curves
+from bench.report.frames import Results, cells_frame, collect, curves, runs_frame
+from bench.report.markup import Item, Section
+from bench.report.page import page
+from bench.report.published import Published, Reference
+from bench.report.ranking import Ranking, rank
+from bench.report.statistics import Aggregate, aggregate
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report says, before any notation."""
+
+    results: Results
+    ranking: Ranking
+    aggregates: tuple[Aggregate, ...]
+    verdicts: tuple[claimcheck.Verdict, ...]
+    comparisons: tuple[Comparison, ...]
+    shown: tuple[tuple[Reference, Mapping[int, Published]], ...]  # published under other protocols
+    now: datetime  # UTC, the date printed
+
+
+def make(
+    spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = None, now: datetime | None = None
+) -> Report:
+    """Work the report out. `out` is the folder of `runs`, looked at for runs of other grids; `now` is for tests."""
+    results = collect(spec, runs, out)
+    return Report(
+        results,
+        rank(results),
+        tuple(aggregate(results)),
+        tuple(claimcheck.check(results)),
+        tuple(compare(results)),
+        tuple(shown_only(results)),
+        now or datetime.now(timezone.utc),
+    )
+
+
+def sections(report: Report) -> tuple[Section, ...]:
+    """The report in printing order, the same for every notation."""
+    results = report.results
+    found = [Section("", (tables.last_table(results, report.ranking),))]
+    if report.aggregates:
+        found.append(Section("Over all pairs", (tables.aggregate_table(results, report.aggregates),)))
+    found.append(Section("Claims", items=_claims(report)))
+    found.append(Section("Best epoch", (tables.best_table(results),)))
+    found.append(_published(report))
+    made_of = (Item("", line) for line in tables.footer(results, report.now))
+    return (*found, Section("What this table is made of", items=tuple(made_of)))
+
+
+def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True) -> list[Path]:
+    """Write the report into `out` and return the files written. Each appears whole or not at all.
+
+    With `plots`, plots of an earlier report that these runs give no reason to draw are removed, so that no picture
+    contradicts the table beside it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "table.md": markdown_report(report),
+        "table.tex": latex_report(report),
+        "table.csv": csv(table_frame(report)),
+        "runs.csv": csv(runs_frame(report.results)),
+        "published.csv": csv(published_frame(report)),
+        "claims.csv": csv(claims_frame(report)),
+    }
+    written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
+    read, pictures = Curves(curves(runs, out)), {}
+    if plots:
+        from bench.plots import draw  # matplotlib takes a second to import, and only this needs it
+
+        folder = out / "plots"
+        drawn = draw(report.results, read)
+        pictures = {name: images["png"] for name, images in drawn.items() if images["png"]}
+        for name, images in drawn.items():
+            for kind, image in images.items():
+                path = folder / f"{name}.{kind}"
+                if image is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    folder.mkdir(exist_ok=True)
+                    written.append(write_whole(path, image))
+    text = page(report.results, sections(report), pictures, runs, read, out)
+    return [*written, write_whole(out / "report.html", text.encode())]
+
+
+def terminal(report: Report, width: int | None = None) -> str:
+    """What a person sees at the end of a command: results, means over pairs, verdicts, footer; the rest is in files."""
+    results = report.results
+    parts = [markup.plain(tables.last_table(results, report.ranking), width)]
+    if report.aggregates:
+        table = tables.aggregate_table(results, report.aggregates)
+        marked = tuple(note for note in table.notes if note.mark)  # the rules are in table.md
+        parts.append(markup.plain(replace(table, notes=marked), width))
+    if report.verdicts:
+        lines = [_count(report)]
+        for verdict in report.verdicts:
+            other = "" if verdict.protocol == results.spec.protocol else f" [made under {verdict.protocol}]"
+            lines.append(f"{verdict.verdict:<10} {verdict.text}{other}")
+        parts.append("\n".join(markup.wrap(line, width) for line in lines))
+    parts.append("\n".join(markup.wrap(line, width) for line in tables.footer(results, report.now)))
+    return "\n\n".join(parts)
+
+
+def markdown_report(report: Report) -> str:
+    parts = [f"# Results: {markup.md(tables.what(report.results.spec))}"]
+    for section in sections(report):
+        if section.heading:
+            parts.append(f"## {markup.md(section.heading)}")
+        parts += map(markup.markdown, section.tables)
+        if section.items:
+            parts.append(markup.markdown_list(section.items))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex_report(report: Report) -> str:
+    """The tables as floats, the footer under the first of them; other lists are left to the other notations."""
+    made_of = markup.Note("", " ".join(tables.footer(report.results, report.now)))
+    parts = [latex.PREAMBLE]
+    for section in sections(report):
+        for table in section.tables:
+            first = len(parts) == 1
+            parts.append(latex.latex(replace(table, notes=(*table.notes, made_of)) if first else table))
+    return "\n\n".join([*parts, latex.END]) + "\n"
+
+
+def table_frame(report: Report) -> pd.DataFrame:
+    """One row per cell: its numbers, its standing on its pair, each source's number and the difference."""
+    frame, positions = cells_frame(report.results), range(len(report.results.cells))
+    frame["best"] = [i in report.ranking.best for i in positions]
+    frame["unseparated"] = [i in report.ranking.unseparated for i in positions]
+    for comparison in report.comparisons:
+        entries, name = comparison.entries, comparison.reference.name
+        frame[f"published: {name}"] = [entries[i].published.top1 if i in entries else None for i in positions]
+        frame[f"difference: {name}"] = [entries[i].difference if i in entries else None for i in positions]
+    return frame
+
+
+def published_frame(report: Report) -> pd.DataFrame:
+    """One row per published number of a cell of this table; a difference only under the table's own protocol."""
+    rows = []
+    for comparison in report.comparisons:
+        for i, entry in comparison.entries.items():
+            same = {
+                "our_n": entry.ours.n,
+                "our_mean": entry.ours.mean,
+                "our_std": entry.ours.std,
+                "difference": entry.difference,
+                "difference_best": entry.difference_best,
+                "far": entry.far,
+            }
+            rows.append(_published_row(report, i, entry.published) | {"same_protocol": True} | same)
+    for _, numbers in report.shown:
+        rows += [_published_row(report, i, number) | {"same_protocol": False} for i, number in numbers.items()]
+    columns = ("our_n", "our_mean", "our_std", "difference", "difference_best", "far")
+    names = [*_published_row(report, 0, None), "same_protocol", *columns] if report.results.cells else []
+    return pd.DataFrame(rows, columns=names).astype({"seeds": "Int64", "our_n": "Int64"} if names else {})
+
+
+def claims_frame(report: Report) -> pd.DataFrame:
+    """One row per claim."""
+    names = ("id", "verdict", "text", "source", "protocol", "why", "printed")
+    rows = [[getattr(verdict, name) for name in names] for verdict in report.verdicts]
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """Accuracies to four decimals: a mean over seeds has no more to say."""
+    return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write under a temporary name beside it, sync, rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _published(report: Report) -> Section:
+    results = report.results
+    numbered = enumerate(report.comparisons, start=1)
+    found = [published_tables.published_table(results, comparison, number) for number, comparison in numbered]
+    nothing = "" if report.comparisons else published_tables.nothing_published(results.spec)
+    if report.shown:
+        shown = published_tables.shown_table(results, report.shown)
+        found.append(replace(shown, notes=(*shown.notes, markup.Note("", nothing))) if nothing else shown)
+    items = (Item("", nothing),) if nothing and not report.shown else ()
+    return Section("Against published numbers", tuple(found), items)
+
+
+def _published_row(report: Report, i: int, number: Published | None) -> dict[str, object]:
+    cell = report.results.cells[i].cell
+    names = ("source", "protocol", "statistic", "seeds", "top1", "confirmed", "note")
+    return {
+        **{name: getattr(cell, name) for name in ("label", "method", "teacher", "student")},
+        **{name: getattr(number, name, None) for name in names},
+    }
+
+
+def _claims(report: Report) -> tuple[Item, ...]:
+    items = [Item("", _count(report))] if report.verdicts else []
+    for verdict in report.verdicts:
+        body = f"{verdict.text} ({verdict.source}). {verdict.why}"
+        items.append(Item(verdict.verdict, body, tuple(verdict.evidence), verdict.text))
+    return (*items, *(Item("", note) for note in claimcheck.notes(report.results)))
+
+
+def _count(report: Report) -> str:
+    """Claims about other training than that of this table apart: these runs cannot settle those."""
+    own = report.results.spec.protocol
+    parts = []
+    for where, verdicts in (
+        (f"Claims made under protocol {own}", [v for v in report.verdicts if v.protocol == own]),
+        ("Claims made under other protocols, for orientation only", [v for v in report.verdicts if v.protocol != own]),
+    ):
+        counts = Counter(verdict.verdict for verdict in verdicts)
+        numbers = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
+        parts += [f"{where}: {numbers}."] if verdicts else []
+    return " ".join(parts)

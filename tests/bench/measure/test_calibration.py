@@ -1,0 +1,189 @@
+"""Calibration: what known step times give in all, what is measured and for how long, and what stands in for it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import zoo
+from bench import protocol
+from bench.cost import cost_flop, evaluation_flop, step_flop, steps
+from bench.measure import calibration, step_cost
+from bench.provenance import device_name
+from bench.run import Teacher
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+def resolved(name: str, student: str = "resnet8", seed: int = 0, recipe: str = "standard"):
+    teacher = None if name == "vanilla" else Teacher(arch="resnet20", run_id="random")
+    return protocol.resolve(protocol.load(recipe), name, student, seed, teacher=teacher)
+
+
+def by_id(*runs):
+    return {run.run_id: run for run in runs}
+
+
+def result(seconds, device=None, threads=1):
+    return {"timing": {"device_s": seconds}, "provenance": {"device": device or device_name(CPU), "threads": threads}}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Kinds in the order they were measured; a step takes a second of a clock that stands still otherwise."""
+    seen, clock = [], [0.0]
+
+    def measure(run, device, deadline):
+        seen.append((run.method, run.student))
+        clock[0] += 3.0
+        return 1.0
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: clock[0])
+    return seen
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("vanilla", "standard"), ("kd", "standard"), ("mlkd", "standard")])
+def test_costs_agree_with_the_training_cost(name, recipe):
+    """Steps times FLOP of a step is the cost of training, but for the last batch, which is not full."""
+    run = resolved(name, recipe=recipe)
+    assert steps(run) * step_flop(run) == pytest.approx(cost_flop(run), rel=2e-3)
+    assert steps(run) == 782 * 240
+    assert evaluation_flop(run) == 2 * zoo.count_macs("resnet8") * 10_000 * 240
+
+
+def test_views_shuffled_together_make_twice_the_steps():
+    run = resolved("kd", recipe="streamlined")
+    assert run.data.views == "weak+strong"
+    assert steps(run) == -(-100_000 // run.train.batch) * run.train.epochs
+    assert steps(run) * step_flop(run) == pytest.approx(cost_flop(run), rel=2e-3)
+
+
+def test_known_steps_give_known_hours(measured):
+    run = resolved("vanilla")
+    found = calibration.calibrate(by_id(run), [], CPU)
+    # 240 epochs of 782 steps of a second; 10,000 images forward are a third of the work of 10,000 trained on
+    assert found.seconds[run.run_id] == pytest.approx(240 * (782 + 10_000 / 64 / 3))
+    assert (found.kinds, found.measured, found.finished, found.took_s) == (1, 1, 0, 3.0)
+
+
+def test_seeds_are_measured_once(measured):
+    runs = by_id(*(resolved(name, seed=seed) for seed in range(3) for name in ("kd", "vanilla")))
+    found = calibration.calibrate(runs, [], CPU)
+    assert sorted(measured) == [("kd", "resnet8"), ("vanilla", "resnet8")]
+    assert len(found.seconds) == 6 and found.kinds == found.measured == 2
+
+
+def test_budget_goes_to_the_most_work_and_the_rest_is_told_by_flop(measured, monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION_S", 5.0)
+    large, same_nets, other = resolved("mlkd", "resnet20"), resolved("kd", "resnet20"), resolved("vanilla", "resnet8")
+    found = calibration.calibrate(by_id(other, same_nets, large), [], CPU)
+    assert measured[:2] == [("mlkd", "resnet20"), ("kd", "resnet20")] and found.measured == 2 and found.kinds == 3
+    speed = (step_flop(large) + step_flop(same_nets)) / 2.0
+    expected = steps(other) * step_flop(other) + evaluation_flop(other)
+    assert found.seconds[other.run_id] == pytest.approx(expected / speed)
+
+
+def test_same_networks_tell_before_others():
+    pace = calibration.Pace()
+    pace.add(resolved("kd", "resnet20"), 1.0)
+    pace.add(resolved("vanilla", "resnet8"), 100.0)
+    dkd, mlkd = resolved("dkd", "resnet20"), resolved("mlkd", "resnet20")
+    assert pace.guess(dkd) == pytest.approx(1.0) and pace.guess(mlkd) == pytest.approx(2.0)  # two views
+    between = pace.guess(resolved("dkd", "resnet8"))
+    assert between == pytest.approx(
+        step_flop(resolved("dkd", "resnet8"))
+        * 101
+        / (step_flop(resolved("kd", "resnet20")) + step_flop(resolved("vanilla", "resnet8")))
+    )
+
+
+def test_what_is_too_slow_makes_way_for_something_shorter(measured, monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION_S", 3.3)
+    runs = by_id(resolved("vanilla"), resolved("kd", "wrn_40_2"), resolved("mlkd", "wrn_40_2"))
+    found = calibration.calibrate(runs, [], CPU)
+    assert found.measured == 2 and measured == [("mlkd", "wrn_40_2"), ("vanilla", "resnet8")]
+
+
+def test_what_fails_is_told_by_flop(measured, monkeypatch):
+    def measure(run, device, deadline):
+        if run.method == "kd":
+            raise torch.OutOfMemoryError("no memory")
+        return 2.0
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    kd, dkd = resolved("kd"), resolved("dkd")
+    found = calibration.calibrate(by_id(kd, dkd), [], CPU)
+    assert found.measured == 1 and found.kinds == 2
+    assert found.seconds[kd.run_id] == pytest.approx(found.seconds[dkd.run_id])  # equal passes
+
+
+def test_nothing_measured_gives_no_time(monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION_S", 0.0)
+    found = calibration.calibrate(by_id(resolved("kd")), [], CPU)
+    assert found.seconds == {} and found.measured == 0
+
+
+def test_finished_runs_of_this_device_take_precedence(measured):
+    kd = [resolved("kd", seed=seed) for seed in range(3)]
+    elsewhere = [(resolved("dkd"), result(5.0, "another CPU")), (resolved("dkd"), result(5.0, threads=None))]
+    to_do = by_id(kd[2], resolved("dkd", seed=1))
+    finished = [(kd[0], result(900.0)), (resolved("vanilla"), {}), *elsewhere]
+    found = calibration.calibrate(to_do, finished, CPU)
+    assert found.seconds[kd[2].run_id] == pytest.approx(900.0)
+    assert measured == [("dkd", "resnet8")] and (found.kinds, found.finished, found.measured) == (2, 1, 1)
+
+
+def test_a_checkpoint_costs_its_evaluation(measured, tmp_path):
+    kd = resolved("kd")
+    checkpoint = kd.model_copy(update={"method": "checkpoint", "train": None, "teacher": None})
+    found = calibration.calibrate(by_id(kd, checkpoint), [], CPU)
+    assert found.kinds == 1
+    assert found.seconds[checkpoint.run_id] == pytest.approx(evaluation_flop(checkpoint) / step_flop(kd))
+
+
+def test_measures_steps_on_one_thread_and_leaves_no_trace(tmp_path, monkeypatch):
+    taken = []
+    original = step_cost.Trainer.step
+
+    def step(self, *inputs, **options):
+        taken.append((self.run.method, torch.get_num_threads()))
+        return original(self, *inputs, **options)
+
+    monkeypatch.setattr(step_cost.Trainer, "step", step)
+    run = tiny.run(tmp_path, "kd")
+    torch.set_num_threads(2)
+    try:
+        drawn = torch.get_rng_state()
+        started = time.perf_counter()
+        found = calibration.calibrate(by_id(run), [], CPU)
+        assert 0 < found.seconds[run.run_id] < 100 * (time.perf_counter() - started)
+        assert taken == [("kd", 1)] * 3 and torch.get_num_threads() == 2
+        assert torch.equal(drawn, torch.get_rng_state())
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_one_turn_does_when_the_time_is_up(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(calibration, "step", lambda *given: taken.append(given))
+    calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() - 1)
+    assert len(taken) == 1
+
+
+def test_a_long_step_is_enough(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(calibration, "step", lambda *given: taken.append(given))
+    monkeypatch.setattr(calibration, "now", lambda device: 1.0 * len(taken))
+    assert calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60) == 1.0
+    assert len(taken) == 1
+
+
+def test_takes_the_step_that_training_takes(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(calibration, "captured", lambda step, batch, device: lambda *given: taken.append(batch))
+    calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60)
+    assert taken == [32] * 3
