@@ -288,7 +288,8 @@ def test_all_rows_of_the_full_grid_get_bootstrap_intervals():
 
 def test_statistics_and_claims_do_not_wait_for_torch():
     code = (
-        "import sys, bench.report.ranking, bench.report.statistics, bench.report.claims as c; c.load(); sys.exit('torch' in sys.modules)"
+        "import sys, bench.report.ranking, bench.report.statistics, bench.report.claims as claims; claims.load(); "
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
