@@ -14,7 +14,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from bench.run import Run
 from bench.training.devices import parse_device
 from bench.training.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
 from jobs import claims
+from jobs.failures import record_failure
 from methods import check
 
 DONE, FAILED, BLOCKED, CLAIMED, STOPPED = "done", "failed", "blocked", "claimed", "stopped"
@@ -176,19 +176,6 @@ def _fail(folder: store.RunFolder, error: Exception) -> str:
     return message
 
 
-def record_failure(folder: store.RunFolder, message: str, details: str) -> None:
-    """Mark a run as failed; where even that cannot be written the run counts as interrupted."""
-    record = {
-        "run_id": folder.run_id,
-        "message": message,
-        "details": details,
-        "host": socket.gethostname(),
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    with contextlib.suppress(OSError):
-        store.write_json(folder.error, record)
-
-
 def _whole(path: Path, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
     """What `read` gives; a damaged file is set aside and counts as absent."""
     try:
@@ -224,7 +211,7 @@ def _say(text: str) -> None:
         os.write(1, f"{stamp}  {text}\n".encode())
 
 
-def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
+def serve(site_of: Any, orders: TextIO, answers: TextIO, hung_s: float = claims.HUNG_S) -> None:
     """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
     stop, left = threading.Event(), threading.Event()
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a signal may put
@@ -236,17 +223,17 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
             waiting.put(line)
         stop.set()
         waiting.put(None)
-        if not left.wait(claims.HUNG_S):
+        if not left.wait(hung_s):
             os._exit(1)  # it hangs, and the driver that would see to that is gone: its claim must not live for ever
 
     threading.Thread(target=listen, name="orders", daemon=True).start()
     while not stop.is_set() and (line := waiting.get()):
-        order = json.loads(line)
-        run = check(Run, order["run"], "order")
-        outcome, message = do(run, site_of(order.get("weights")), stop)
-        said = json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message})
         try:
-            print(said, file=answers, flush=True)
+            for order in json.loads(line)["runs"]:
+                run = check(Run, order["run"], "order")
+                outcome, message = do(run, site_of(order.get("weights")), stop)
+                said = json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message})
+                print(said, file=answers, flush=True)
         except BrokenPipeError:
             break  # the driver is gone: the run's own files say what became of it
     left.set()
@@ -260,6 +247,7 @@ def main() -> None:
     parser.add_argument("--per-device", type=int, default=1, help="workers that share the device")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
+    parser.add_argument("--hung-s", type=float, default=claims.HUNG_S)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = parse_device(args.device)
@@ -270,7 +258,7 @@ def main() -> None:
         file = Path(weights) if weights else None
         return experiment.Site(args.out, device, args.data, file, args.checkpoint_every_s, args.per_device)
 
-    serve(site_of, sys.stdin, answers)
+    serve(site_of, sys.stdin, answers, args.hung_s)
 
 
 if __name__ == "__main__":
