@@ -211,7 +211,7 @@ def _say(text: str) -> None:
         os.write(1, f"{stamp}  {text}\n".encode())
 
 
-def serve(site_of: Any, orders: TextIO, answers: TextIO, hung_s: float = claims.HUNG_S) -> None:
+def serve(site_of: Any, orders: TextIO, answers: TextIO, hung_s: float | None = None) -> None:
     """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
     stop, left = threading.Event(), threading.Event()
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a signal may put
@@ -223,13 +223,14 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO, hung_s: float = claims.
             waiting.put(line)
         stop.set()
         waiting.put(None)
-        if not left.wait(hung_s):
+        if not left.wait(hung_s or claims.HUNG_S):
             os._exit(1)  # it hangs, and the driver that would see to that is gone: its claim must not live for ever
 
     threading.Thread(target=listen, name="orders", daemon=True).start()
     while not stop.is_set() and (line := waiting.get()):
         try:
-            for order in json.loads(line)["runs"]:
+            given = json.loads(line)
+            for order in given.get("runs", [given]):
                 run = check(Run, order["run"], "order")
                 outcome, message = do(run, site_of(order.get("weights")), stop)
                 said = json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message})
