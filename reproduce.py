@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.plan import Plan
 
 MOST_SLOTS = 1024
+MOST_MINUTES = 60 * 24 * 366
 PRECISION = "fp32"
 
 
@@ -209,8 +210,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise BadInput(f"--slots {args.slots}: give 1 to {MOST_SLOTS}")
     if args.together is not None and args.together < 1:
         raise BadInput(f"--together {args.together}: give 1 or more")
-    if args.hung_min is not None and not args.hung_min > 0:
-        raise BadInput(f"--hung-min {args.hung_min:g}: give minutes above 0")
+    if args.hung_min is not None and not 0 < args.hung_min <= MOST_MINUTES:
+        raise BadInput(f"--hung-min {args.hung_min:g}: give minutes above 0, up to {MOST_MINUTES} (a year)")
     if args.time_budget is not None and not args.time_budget > 0:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
     if args.out.exists() and not args.out.is_dir():

@@ -200,7 +200,7 @@ def _settle(answer: Answer, todo: _Queue, progress: Progress) -> None:
 def _put_back(worker: Child, todo: _Queue, progress: Progress) -> None:
     """An order is over: queue those of its runs again that go on, all at once, so that they can share again."""
     again = []
-    answers = worker.answers.values()
+    answers = [worker.answers[run_id] for run_id in worker.order]
     for run_id, outcome, message in answers:
         if outcome == outcomes.STOPPED:  # we did not ask: somebody stopped that one process
             progress.stopped(run_id, message)

@@ -51,7 +51,9 @@ class Resources(Settings):
     array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
     together: PositiveInt | None = None  # runs that share a process at most; None: all that fit; never teachers
     runs_per_job: PositiveInt = 1  # cohorts follow one another in a job up to so many runs; never teachers
-    hung_min: PositiveFloat = claims.HUNG_S / 60  # without a step, after which a worker is killed
+    hung_min: Annotated[float, Field(gt=0, le=60 * 24 * 366)] = (
+        claims.HUNG_S / 60
+    )  # without a step, after which a worker is killed
     signal_delay_s: Annotated[int, Field(ge=1, le=3600)] = 120  # before the time limit: stop and write the checkpoint
     setup: list[str] = []  # lines of shell that run first
     additional: dict[str, str | int | float | bool] = {}  # other options of sbatch, without the dashes

@@ -111,7 +111,8 @@ class Task:
                 self._take(answer)
             self._child.end_if_hung()
         self._leave()
-        interrupted = [answer for answer in self._child.answers.values() if answer.outcome in INTERRUPTED]
+        answers = [self._child.answers[run_id] for run_id in cohort]
+        interrupted = [answer for answer in answers if answer.outcome in INTERRUPTED]
         for run_id, again, message in self.attempts.charge(cohort, interrupted):
             if again:
                 print(f"{run_id}: {message}")
