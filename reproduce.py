@@ -67,7 +67,7 @@ def parser() -> Parser:
         "--slots",
         metavar="N",
         type=int,
-        help="runs at once per device (default: 1 on a GPU, one a core on a CPU)",
+        help="worker processes at once per device (default: 1 on a GPU, one a core on a CPU)",
     )
     where.add_argument(
         "--together",

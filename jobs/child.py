@@ -159,6 +159,7 @@ class Child:
             self._process = subprocess.Popen(
                 self.post.command,
                 bufsize=0,
+                pipesize=1 << 20,  # where the system knows it: an order need not wait until the worker reads
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=self.post.environment,

@@ -77,7 +77,9 @@ class _Queue:
         startable = {run_id: runs[run_id] for run_id in self.pending if teachers.get(run_id) not in waiting}
         if not startable:
             return None
-        cohort = cohorts.group(startable, alone=set(teachers.values()))[0] if self.together != 1 else [*startable][:1]
+        cohort = [*startable][:1]
+        if self.together != 1:  # a teacher that others wait for is alone: it is the sooner done
+            cohort = cohorts.group(startable, alone=set(teachers.values()))[0]
         cohort = self.attempts.parts(cohort)[0]
         pieces = max(self._shares(cohort), -(-len(cohort) // (self.together or len(cohort))))
         cohort = cohorts.split(cohort, pieces, self.plan.flop)[0]
@@ -86,9 +88,9 @@ class _Queue:
         return cohort
 
     def _shares(self, cohort: list[str]) -> int:
-        """In how many pieces a cohort is to be done: a whole one, unless lanes would then stand idle in the end.
+        """In how many pieces to do a cohort, so that no lane stands idle in the end.
 
-        That is where it is more work than falls to a lane of all that is left.
+        It stays whole unless it is more than a lane's part of all that is left, what our workers have begun included.
         """
         left = sum(map(self.plan.flop, self.pending))
         left += sum(self.plan.flop(run_id) * (1 - self._fraction_done(run_id)) for run_id in self.in_hand)
