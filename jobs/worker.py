@@ -16,7 +16,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -32,6 +31,7 @@ from bench.training.devices import failure_of_device, parse_device
 from bench.training.member import Diverged
 from bench.training.trainer import CHECKPOINT_EVERY_S, Stopped
 from jobs import claims
+from jobs.failures import record_failure
 from jobs.meter import Meter, Pulse, place
 from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
 from methods import check
@@ -197,19 +197,6 @@ def _words(error: Exception, folder: store.RunFolder) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full while writing {error.filename or folder.path}: make room, then --retry-failed"
     return message if isinstance(error, (Diverged, ValueError, OSError)) else f"{type(error).__name__}: {message}"
-
-
-def record_failure(folder: store.RunFolder, message: str, details: str) -> None:
-    """Mark a run as failed; where even that cannot be written the run counts as interrupted."""
-    record = {
-        "run_id": folder.run_id,
-        "message": message,
-        "details": details,
-        "host": socket.gethostname(),
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    with contextlib.suppress(OSError):
-        store.write_json(folder.error, record)
 
 
 @contextlib.contextmanager
