@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import store
 from jobs import claims
-from jobs.outcomes import DIED, LAST_WORDS, Answer
+from jobs.outcomes import DIED, FAILED, LAST_WORDS, Answer
 from jobs.status import duration
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class Child:
     @property
     def busy(self) -> bool:
         """Whether its order is not over. One that says its last words is waited for: its end frees the GPU's memory."""
-        leaving = self.alive and any(answer.outcome in LAST_WORDS for answer in self.answers.values())
+        # After any failure on a GPU, too, a worker leaves: nobody knows what state that is in.
+        last = LAST_WORDS if self.post.device == "cpu" else (*LAST_WORDS, FAILED)
+        leaving = self.alive and any(answer.outcome in last for answer in self.answers.values())
         return bool(self._unanswered) or leaving
 
     def give(self, orders: Mapping[str, dict[str, Any]]) -> None:
