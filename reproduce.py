@@ -162,7 +162,7 @@ def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
 
     # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
     device = parse_device("auto" if args.device == "cuda" and _slurm_is_chosen(args) else args.device)
-    print(plans.describe(plan, verbose=True, calibrated=plans.calibrate(plan, device)))
+    print(plans.describe(plan, verbose=True, calibrated=plans.calibrate(plan, device, args.together)))
     return DONE
 
 

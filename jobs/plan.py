@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench import store
+from bench import cohorts, store
 from bench.cost import cost_flop
 from bench.grid import Grid
 from bench.measure import calibration
@@ -66,13 +66,23 @@ def outline(grid: Grid) -> Outline:
     return Outline(grid.name, grid.protocol.name, grid.protocol.version, grid.pairs, grid.cells, runs)
 
 
-def calibrate(plan: Plan, device: torch.device) -> Calibration | None:
-    """What the runs to do cost on this device, by a short measurement; None where none is to be trained."""
+def calibrate(plan: Plan, device: torch.device, together: int | None = None) -> Calibration | None:
+    """What the runs to do cost on this device, by a short measurement; None where none is to be trained.
+
+    At most `together` of them share a process, and with it the teacher's pass; None: all that fit.
+    """
     to_do = {run_id: plan.grid.runs[run_id] for run_id in plan.to_do}
     if not any(map(plan.flop, to_do)):
         return None
     finished = [(plan.grid.runs[run_id], found.result) for run_id, found in plan.statuses.items() if found.result]
-    return calibration.calibrate(to_do, finished, device)
+    teachers = {run.teacher.run_id for run in to_do.values() if run.teacher}
+    found = [] if together == 1 else cohorts.group(to_do, alone=teachers)
+    parts = [
+        part
+        for cohort in found
+        for part in cohorts.split(cohort, -(-len(cohort) // (together or len(cohort))), plan.flop)
+    ]
+    return calibration.calibrate(to_do, finished, device, parts)
 
 
 def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None) -> str:

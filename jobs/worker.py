@@ -247,6 +247,13 @@ def serve(work: Work, orders: TextIO, answers: TextIO, hung_s: float) -> None:
     left.set()
 
 
+def _keep_priority() -> None:
+    """Let a driver's `nice` count: a session of its own, as a worker has, is weighed by itself (autogroup of Linux)."""
+    with contextlib.suppress(OSError):
+        if niceness := os.nice(0):
+            Path("/proc/self/autogroup").write_text(str(niceness))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -257,6 +264,7 @@ def main() -> None:
     parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
     parser.add_argument("--hung-s", type=float, default=claims.HUNG_S, help="without a step: it hangs")
     args = parser.parse_args()
+    _keep_priority()
     site = experiment.Site(args.out, parse_device(args.device), args.data, args.checkpoint_every_s, args.per_device)
 
     def work(orders: Sequence[Order], stop: threading.Event, settle: Settle) -> bool:

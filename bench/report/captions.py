@@ -47,9 +47,9 @@ CAPTIONS = {
     ),
     "cost": Caption(
         "Accuracy against training cost",
-        "Means over seeds, with a line from the lowest to the highest accuracy. Time is that of the whole run as "
-        "measured, evaluation included; runs that shared a device took longer for it. The grey steps join the methods "
-        "that nothing cheaper beats; with several devices nothing is joined.",
+        "Means over seeds, with a line from the lowest to the highest accuracy. Time is what a run takes of a CPU core "
+        "or of a whole GPU by itself, evaluation included: its own part, and the whole of what it shared. The grey "
+        "steps join the methods that nothing cheaper beats; wall times and several devices are not joined.",
         "Scatter plot of accuracy over training time; both are listed for every run in the section on cells.",
     ),
     "terms": Caption(

@@ -58,6 +58,8 @@ class RunRow:
     test_loss_last: float | None = None
     epochs: int | None = None
     train_s: float | None = None
+    alone_s: float | None = None  # of a CPU core or a whole GPU, had it shared nothing; older results do not say
+    together: float | None = None  # how many runs shared the images and the teacher's pass
     device: str = ""
     python: str = ""
     torch: str = ""
@@ -190,7 +192,8 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
     if state != "done":
         return RunRow(**row, state=state, reason=reason)
     result = _dict(status.result)
-    metrics, config, provenance = (_dict(result.get(key)) for key in ("metrics", "config", "provenance"))
+    metrics, config, timing = (_dict(result.get(key)) for key in ("metrics", "config", "timing"))
+    provenance = _dict(result.get("provenance"))
     top1_last = _percent(metrics.get("top1_last"))
     if top1_last is None:
         state, reason = "failed", DAMAGED
@@ -211,7 +214,9 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "top5_last": _percent(metrics.get("top5_last")),
         "test_loss_last": number(metrics.get("test_loss_last")),
         "epochs": whole(_dict(config.get("train")).get("epochs")),
-        "train_s": number(_dict(result.get("timing")).get("train_s")),
+        "train_s": number(timing.get("train_s")),
+        "alone_s": number(timing.get("alone_s")),
+        "together": number(timing.get("together")),
         "git_dirty": dirty if isinstance(dirty, bool) else None,
     }
     row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256")}

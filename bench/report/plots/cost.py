@@ -1,4 +1,4 @@
-"""Accuracy against what a run took to train."""
+"""Accuracy against what a run costs by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ MINUTES_BELOW_S = 2 * 3600  # a plot whose longest run is shorter counts in minu
 
 
 def cost(results: Results) -> Figure | None:
-    """Last-epoch accuracy over training time, a panel a pair; both are means over the seeds that have both."""
+    """Last-epoch accuracy over training time, a panel per pair; both are means over the seeds that have both.
+
+    The time is what a run takes of the device alone, whatever it shared. Older results know wall time only, which other
+    work disturbed: then nothing is said to be cheaper.
+    """
     lines = style.student_lines(results)
     timed = {id(s): found for line in lines for s in line if (found := _timed(s))}
     known = Counter(s.column for line in lines for s in line if id(s) in timed)
@@ -28,7 +32,10 @@ def cost(results: Results) -> Figure | None:
     looks, shown, teachers = style.looks_of(results), {}, False
     longest = max(s for found in timed.values() for s, _ in found)
     unit, name = (60.0, "minutes") if longest < MINUTES_BELOW_S else (3600.0, "hours")
-    devices = sorted({run.device for line in lines for s in line if id(s) in timed for run in done(s.runs)} - {""})
+    runs = [run for line in lines for s in line if id(s) in timed for run in done(s.runs) if run.train_s]
+    devices = sorted({run.device for run in runs} - {""})
+    alone = all(run.alone_s for run in runs)
+    compared = alone and len(devices) < 2
     figure, panels = style.panels_by_pair(pairs, 2.9, 2.3)
     for pair, axes in panels.items():
         points = []
@@ -44,7 +51,7 @@ def cost(results: Results) -> Figure | None:
             axes.plot([x, x], [min(accuracies), max(accuracies)], color=looks[row].colour, linewidth=0.9, zorder=2)
             axes.plot(x, y, zorder=3, **looks[row].point)
             points.append((x, y))
-        if len(devices) < 2:
+        if compared:
             _frontier(axes, points)
         teachers |= _teacher(axes, results, pair, [y for _, y in points])
         axes.grid(linewidth=0.4, color="0.9")
@@ -57,9 +64,10 @@ def cost(results: Results) -> Figure | None:
         where = f"measured on {devices[0]}" if devices else ""
     if where:
         figure.suptitle(style.plain(where), fontsize=7.5, color="0.3")
-    style.label_axes(panels, f"training time of a run ({name})", "Top-1 at the last epoch (%)")
+    what = f"time of the device that a run takes alone ({name})" if alone else f"wall time of a run ({name})"
+    style.label_axes(panels, what, "Top-1 at the last epoch (%)")
     handles = [Line2D([], [], label=style.plain(label), **looks[row].point) for row, label in shown.items()]
-    if len(devices) < 2:
+    if compared:
         handles.append(Line2D([], [], label="nothing cheaper is better", color="0.7", linewidth=1))
     if any(len(found) > 1 for found in timed.values()):
         upright = {"linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 0.9}
@@ -72,7 +80,7 @@ def cost(results: Results) -> Figure | None:
 
 def _timed(summary: CellSummary) -> list[tuple[float, float]]:
     """(training time in s, top-1) of each finished run that took any: a checkpoint took none."""
-    return [(run.train_s, run.top1_last) for run in done(summary.runs) if run.train_s]
+    return [(run.alone_s or run.train_s, run.top1_last) for run in done(summary.runs) if run.train_s]
 
 
 def _frontier(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
