@@ -1,7 +1,7 @@
 """RKD: Park, Kim, Lu and Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068).
 
-All B^3 angles of a large batch at once would take 8 GiB a tensor at B = 1024. So above batch 256 they are compared
-some anchors at a time, and each part's gradient is taken at once, in the forward pass.
+All B^3 angles at once would take 8 GiB a tensor at B = 1024. So above batch 128 they are compared some anchors at a
+time, and each part's gradient is taken at once, in the forward pass: memory grows with B^2.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from zoo import Outputs
 
 # Of the mean distance. Two samples nearer than this are one up to float32 rounding, and have no direction.
 COINCIDENT = 1e-6
-# Elements of the largest tensor made here, 128 MiB of float64: what is larger comes in parts. Batch 64 has 2^18 angles.
-LARGEST = 2**24
+# Elements of a tensor above which it comes in parts. 16 MiB of float64 stay in a GPU's cache and in a CPU's heap: parts
+# eight times as large took three times as long on a CPU. Up to batch 128 the angles are one part.
+LARGEST = 2**21
 
 
 def relations(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,8 @@ def angle_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -
     anchors = max(LARGEST // batch**2, 1)
     if anchors < batch:
         return _AnglesInParts.apply(*student, teacher, anchors)
-    return smooth_l1_loss(cosines(*student, slice(None)), cosines(*teacher, slice(None)))
+    target = cosines(*teacher, slice(None))
+    return smooth_l1_loss(cosines(*student, slice(None)), target)
 
 
 def relational_losses(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
