@@ -1,10 +1,15 @@
-"""RKD: Park, Kim, Lu and Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068)."""
+"""RKD: Park, Kim, Lu and Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068).
+
+All B^3 angles at once would take 8 GiB a tensor at B = 1024. So above batch 128 they are compared some anchors at a
+time, and each part's gradient is taken at once, in the forward pass: memory grows with B^2.
+"""
 
 from __future__ import annotations
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from methods.contract import Batch, Method, Progress, register
@@ -13,6 +18,9 @@ from zoo import Outputs
 
 # Of the mean distance. Two samples nearer than this are one up to float32 rounding, and have no direction.
 COINCIDENT = 1e-6
+# Elements of a tensor above which it comes in parts. 16 MiB of float64 stay in a GPU's cache and in a CPU's heap: parts
+# eight times as large took three times as long on a CPU. Up to batch 128 the angles are one part.
+LARGEST = 2**21
 
 
 def relations(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,18 +29,73 @@ def relations(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     The mean is over the B (B - 1) pairs of different samples. An angle with a side of no length (j = i, or two
     samples that coincide) has cosine 0, as in the released code, and unlike there a gradient of 0, not 1e12.
     """
-    # Each angle follows from three distances, so no (B, B, D) tensor is made and none multiplied, which costs most of
-    # the published form's time. But the law of cosines cancels for samples near each other: hence float64.
+    distances = relative_distances(embeddings)
+    return distances, cosines(*sides(distances), slice(None))
+
+
+def relative_distances(embeddings: Tensor) -> Tensor:
+    """Distances over their mean, (B, B) in float64."""
     embeddings = embeddings.double()
-    # The other modes of cdist take differences of squares, which leave no digits of a small distance.
-    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    # In rows, since on a GPU the gradient of cdist holds a (rows, B, D) tensor. The other modes of cdist take
+    # differences of squares, which leave no digits of a small distance.
+    rows = embeddings.split(max(LARGEST // embeddings.numel(), 1))
+    distances = torch.cat([torch.cdist(r, embeddings, compute_mode="donot_use_mm_for_euclid_dist") for r in rows])
     pairs = len(embeddings) * (len(embeddings) - 1)
-    distances = distances / (distances.sum() / max(pairs, 1)).clamp_min(1e-12)
+    return distances / (distances.sum() / max(pairs, 1)).clamp_min(1e-12)
+
+
+def sides(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """What the cosines are made of: squares of the distances (B, B), and inverses, 0 where there is no direction."""
     apart = distances > COINCIDENT
     inverse = torch.where(apart, 1 / torch.where(apart, distances, 1.0), 0.0)
-    squares = distances.square()
-    opposite = squares[:, :, None] + squares[:, None, :] - squares
-    return distances, opposite * (inverse[:, :, None] * (inverse / 2)[:, None, :])
+    return distances.square(), inverse
+
+
+def cosines(squares: Tensor, inverse: Tensor, anchors: slice) -> Tensor:
+    """Cosines (anchors, B, B) of the angles j-i-k with i among `anchors`."""
+    # Each angle follows from three distances, so no (B, B, D) tensor is made and none multiplied, which costs most of
+    # the published form's time. But the law of cosines cancels for samples near each other: hence float64.
+    opposite = squares[anchors, :, None] + squares[anchors, None, :] - squares
+    return opposite * (inverse[anchors, :, None] * (inverse / 2)[anchors, None, :])
+
+
+class _AnglesInParts(torch.autograd.Function):
+    """Mean smooth-L1 distance of cosines, some anchors at a time: the loss and its gradient in the student's sides.
+
+    Between two parts nothing is kept but (B, B) tensors, so that memory does not grow with B^3.
+    """
+
+    @staticmethod
+    def forward(ctx, squares: Tensor, inverse: Tensor, wanted: tuple[Tensor, Tensor], anchors: int) -> Tensor:
+        batch = len(squares)
+        student = [side.detach().requires_grad_() for side in (squares, inverse)]
+        total, slopes = squares.new_zeros(()), [torch.zeros_like(side) for side in student]
+        for first in range(0, batch, anchors):
+            part = slice(first, min(first + anchors, batch))
+            target = cosines(*wanted, part)
+            with torch.enable_grad():
+                loss = smooth_l1_loss(cosines(*student, part), target) * ((part.stop - part.start) / batch)
+            for slope, more in zip(slopes, torch.autograd.grad(loss, student), strict=True):
+                slope += more
+            total += loss.detach()
+        ctx.save_for_backward(*slopes)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        of_squares, of_inverse = ctx.saved_tensors
+        return gradient * of_squares, gradient * of_inverse, None, None
+
+
+def angle_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean smooth-L1 distance of the cosines of two networks, from their `sides`; the teacher's carry no gradient."""
+    batch = len(student[0])
+    anchors = max(LARGEST // batch**2, 1)
+    if anchors < batch:
+        return _AnglesInParts.apply(*student, teacher, anchors)
+    target = cosines(*teacher, slice(None))
+    return smooth_l1_loss(cosines(*student, slice(None)), target)
 
 
 def relational_losses(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,10 +105,12 @@ def relational_losses(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
     student's type, float32 at least.
     """
     with torch.no_grad():
-        wanted = relations(teacher)
+        wanted = relative_distances(teacher)
+        wanted_sides = sides(wanted)
+    distances = relative_distances(student)
+    own_sides = sides(distances)
     dtype = torch.promote_types(student.dtype, torch.float32)
-    distance, angle = (smooth_l1_loss(s, t).to(dtype) for s, t in zip(relations(student), wanted, strict=True))
-    return distance, angle
+    return smooth_l1_loss(distances, wanted).to(dtype), angle_loss(own_sides, wanted_sides).to(dtype)
 
 
 @register

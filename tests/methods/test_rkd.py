@@ -12,6 +12,7 @@ import torch
 import methods
 from bench import protocol
 from bench.run import Teacher
+from methods import rkd
 from methods.rkd import relational_losses, relations
 from tests.methods import reference
 from tests.methods.reference import Array, close
@@ -114,8 +115,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("largest", [rkd.LARGEST, 80, 1])  # all anchors at once, two or three, one
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients(case: str) -> None:
+def test_values_and_gradients(case: str, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rkd, "LARGEST", largest)
     losses, slopes = measure(*CASES[case])
     for loss, slope, term in zip(losses, slopes, (distance_loss, angle_loss), strict=True):
         value, gradient = term(*CASES[case])
@@ -130,6 +133,27 @@ def test_the_cases_reach_both_sides_of_the_corner() -> None:
     assert (np.abs(d / mu - d_t / mu_t) > 1).any() and (np.abs(d / mu - d_t / mu_t) < 1).any()
     gaps = [abs(cosine(s, *k)[0] - cosine(t, *k)[0]) for k in np.ndindex(6, 6, 6)]
     assert max(gaps) > 1.2 and min(gaps) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_batch_in_parts_equals_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as the trainer asks for gradients: of each weighted term first, then of their sum on the same graph."""
+    s, t = (torch.from_numpy(embeddings(33, width, seed)).to(dtype) for width, seed in ((20, 0), (31, 1)))
+
+    def found(largest: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(rkd, "LARGEST", largest)
+        student = s.clone().requires_grad_()
+        terms = [weight * loss for weight, loss in zip((25, 50), relational_losses(student, t), strict=True)]
+        slopes = [torch.autograd.grad(term, student, retain_graph=True)[0] for term in terms]
+        torch.stack(terms).sum().backward()
+        return [*terms, *slopes, student.grad]
+
+    whole = found(33**3)
+    rtol = 1e-12 if dtype == torch.float64 else 1.01 * torch.finfo(dtype).eps  # the last bit
+    for anchors in (1, 5, 16, 32):
+        for part, value in zip(found(anchors * 33**2), whole, strict=True):
+            assert part.dtype == value.dtype
+            torch.testing.assert_close(part, value, rtol=rtol, atol=1e-15)
 
 
 @pytest.mark.parametrize("term", [distance_loss, angle_loss])
