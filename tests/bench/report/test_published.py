@@ -97,6 +97,19 @@ def test_last_meets_last_best_meets_best_and_unstated_meets_last():
     assert comparison.entries[0].difference == pytest.approx(71.0 - 69.34)
 
 
+def test_pairs_of_different_style_meet_their_numbers():
+    pair = ("vgg13", "mobilenetv2")
+    grid = Grid("standard", (pair,))
+    grid.add("KD", "logit", pair, result(68.0, best=68.5))
+    results = collect(grid.spec, grid.runs)
+    (comparison,) = compare(results)
+    assert comparison.entries[0].difference == pytest.approx(68.0 - 67.37)  # RepDistiller
+    grid = Grid("standard", (pair,))
+    grid.add("MLKD", "logit", pair, 70.0)
+    ((reference, found),) = shown_only(collect(grid.spec, grid.runs))
+    assert (reference.protocol, found[0].top1) == ("standard-480", 70.57)
+
+
 def test_nothing_is_subtracted_without_a_run_or_on_other_data():
     grid = Grid()
     grid.add("KD", "logit", A, "missing")
