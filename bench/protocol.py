@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 import methods
+import zoo
 from bench import yamlio
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from methods import Settings, check
@@ -39,6 +40,7 @@ class Protocol(Settings):
     train: Train
     vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
     teachers: dict[str, Any] = {}  # training settings of teachers alone, on top of those
+    networks: dict[str, dict[str, Any]] = {}  # "mobilenetv2": training settings of that network, on top of all others
     methods: dict[str, MethodRecipe]
 
 
@@ -61,6 +63,10 @@ def load(name: str) -> Protocol:
         )
     for method in protocol.methods:
         choose(f'method in protocol "{protocol.name}"', method, methods.names())
+    for arch, changes in protocol.networks.items():
+        where = f'protocol "{protocol.name}", networks'
+        choose(f"architecture in {where}", arch, zoo.architectures())
+        check(Train, {**protocol.train.model_dump(), **changes}, f"{where}, {arch}")
     return protocol
 
 
@@ -106,6 +112,7 @@ def resolve(
     changes = recipe.train if cls.uses_teacher else {**protocol.vanilla, **recipe.train}
     if as_teacher:
         changes = {**changes, **protocol.teachers}
+    changes = {**changes, **protocol.networks.get(student, {})}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
     return Run(

@@ -63,7 +63,8 @@ class OFD(Method):
     the teacher's BatchNorm in train mode, its authors on purpose (their issue 37); `teacher_mode` is the switch.
     Margins come from the last BatchNorm alone, although a ResNet's pre-activation contains its shortcut as well: so
     do theirs. As in mdistiller, networks of different depth meet at their last maps, and a teacher's map is pooled
-    to the student's height where they differ.
+    to the student's height where they differ. There the margins of a deeper teacher are those of other maps than the
+    ones compared, and most pairs of different style stop with an error; ours of them are our own reading.
     """
 
     name = "ofd"

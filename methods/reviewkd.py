@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, inte
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.settings import Settings
-from zoo import BadInput, Outputs, shapes
+from zoo import Outputs, shapes
 
 
 def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ class ReviewKD(Method):
     The width between the convolutions is that of the student's pooled features, at most 512.
 
     Published: CE 1, warm-up 20, weight per pair (scripts of dvlab-research/ReviewKD). That code counts epochs from 0,
-    mdistiller's from 1. Both list shapes and channels by hand for each pair; here they follow from the networks.
+    mdistiller's from 1. Both list shapes and channels by hand for each pair; here they follow from the networks. Of
+    networks with unequal numbers of levels the deepest meet, as in OFD: our own reading, nobody publishes such a pair.
     """
 
     name = "reviewkd"
@@ -101,13 +102,9 @@ class ReviewKD(Method):
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         s, t = shapes(student), shapes(teacher)
-        if len(s.features) - 1 != len(t.preact):
-            raise BadInput(
-                f"reviewkd compares level by level, and the student has {len(s.features) - 1} levels, the teacher "
-                f"{len(t.preact)}: choose a teacher with as many"
-            )
-        channels = [c for c, _, _ in s.features[1:]] + [s.pooled]
-        targets = [*t.preact, (t.pooled, 1, 1)]
+        self.levels = min(len(s.features) - 1, len(t.preact))
+        channels = [c for c, _, _ in s.features[-self.levels :]] + [s.pooled]
+        targets = [*t.preact[-self.levels :], (t.pooled, 1, 1)]
         self.sizes = [(height, width) for _, height, width in targets]
         self.fusions = nn.ModuleList(
             Fusion(channels[level], min(512, s.pooled), targets[level][0], fuses=level < len(targets) - 1)
@@ -115,8 +112,8 @@ class ReviewKD(Method):
         )
 
     def fuse(self, student: Outputs) -> list[Tensor]:
-        """The student's levels 1 ... L and pooled, each in the shape of the teacher's."""
-        levels = [*student.features[1:], student.pooled[:, :, None, None]]
+        """The student's levels 1 ... L and pooled (of more than the teacher's the deepest), each in its shape."""
+        levels = [*student.features[-self.levels :], student.pooled[:, :, None, None]]
         fused, residual = [], None
         for feature, fusion, size in reversed(list(zip(levels, self.fusions, self.sizes, strict=True))):
             result, residual = fusion(feature, residual, size)
@@ -125,7 +122,7 @@ class ReviewKD(Method):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params
-        targets = [*teacher.preact, teacher.pooled[:, :, None, None]]
+        targets = [*teacher.preact[-self.levels :], teacher.pooled[:, :, None, None]]
         losses = [hierarchical_context_loss(*maps) for maps in zip(self.fuse(student), targets, strict=True)]
         return {
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),

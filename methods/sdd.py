@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, kl_div, log_softmax
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.dkd import decoupled_losses
@@ -21,13 +21,17 @@ TAKES = {"kd": ("kd_weight",), "dkd": ("alpha", "beta", "warm_up_epochs")}  # pa
 def region_logits(outputs: Outputs, scales: Iterable[int]) -> Tensor:
     """What the classifier says of every region, (B, N, C) in float32 at least; region 0 is the whole map.
 
-    At scale m the last map is averaged over m x m equal cells; N is the sum of the m^2. The classifier is linear, so
-    its answer to the whole map's mean (scale 1) is the network's own logits.
+    At scale m the last map is averaged over m x m equal cells; N is the sum of the m^2. A map of fewer cells than that
+    repeats each, as adaptive pooling does. The classifier is linear, so its answer to the whole map's mean (scale 1) is
+    the network's own logits.
     """
     cells, grids = outputs.last_map, []
     for scale in sorted(set(scales) - {1}, reverse=True):  # from fine to coarse: cells of cells, where they nest
         source = cells if cells.shape[2] % scale == 0 else outputs.last_map
-        cells = avg_pool2d(source, source.shape[2] // scale)
+        if source.shape[2] < scale:
+            cells = interpolate(source, (scale, scale), mode="nearest")
+        else:
+            cells = avg_pool2d(source, source.shape[2] // scale)
         grids.append(cells.flatten(2))
     logits = [outputs.logits[:, None]]
     if grids:
@@ -54,7 +58,8 @@ class SDD(Method):
 
     w is `region_weights`. The student's classifier learns from all regions. Released (shicaiwei123/SDD-CVPR2024): base
     weights as KD's and DKD's, complementary weight 2, scales [1, 2] for networks of one family and [1, 2, 4] else,
-    warm-up 20 with dkd, where the paper says 30, and none with kd. The paper sums over regions, the code averages.
+    warm-up 20 with dkd, where the paper says 30, and none with kd. The paper sums over regions, the code averages. The
+    last map of mobilenetv2 is 2 x 2, so scale 4 has each of its cells four times: so have the published numbers.
 
     StreamLined's copy lists the 4x4 cells before the whole map and still takes the first region for the whole, so its
     weights compare regions to the upper left sixteenth of the image. That is not repeated here.
@@ -97,10 +102,11 @@ class SDD(Method):
         for who, net in (("student", student), ("teacher", teacher)):
             height = shapes(net).last_map[1]
             for scale in self.params.scales:
-                if height % scale:
+                if height % scale and scale % height:
                     raise BadInput(
                         f"scales: the {who}'s last map of height {height} has no {scale} x {scale} equal cells: "
-                        f"choose from {', '.join(str(m) for m in range(1, height + 1) if height % m == 0)}"
+                        f"choose from {', '.join(str(m) for m in range(1, height + 1) if height % m == 0)} and "
+                        f"multiples of {height}, which repeat its cells"
                     )
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:

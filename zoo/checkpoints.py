@@ -21,6 +21,9 @@ WRAPPERS = ("model", "state_dict", "net")
 # Files written before PyTorch 0.4.1 lack this counter, which no network of the zoo reads.
 COUNTER = "num_batches_tracked"
 SAVE = "torch.save(net.state_dict(), NEW)"
+# Other repositories' names for a layer of the zoo: SSKD has the linear layer of MobileNetV2 bare.
+RENAMED = {"mobilenetv2": {"classifier.weight": "classifier.0.weight", "classifier.bias": "classifier.0.bias"}}
+HEAD_BIASES = ("fc.bias", "classifier.bias", "classifier.0.bias", "linear.bias")  # of whatever network
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -55,16 +58,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_weights(net: Net, path: str | os.PathLike[str]) -> None:
-    """Fill `net` from a checkpoint file whose names and shapes are exactly its own.
+    """Fill `net` from a checkpoint file whose names and shapes are exactly its own, or those of `RENAMED`.
 
     Only BatchNorm's num_batches_tracked may be absent, and then starts at 0. Raises BadInput for any other
     file, naming what differs and whose weights they are, and leaves `net` as it was.
     """
-    state = read_checkpoint(path)
-    own = net.state_dict()
+    read = read_checkpoint(path)
+    state, own = _renamed(net.arch, read), net.state_dict()
     differences = _differences(own, state)
     if differences:
-        raise BadInput(f"{path} does not fit {net.arch}: {_misfit(net, state, differences)}")
+        raise BadInput(f"{path} does not fit {net.arch}: {_misfit(net, read, differences)}")
     counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith(COUNTER)}
     net.load_state_dict({**counters, **state})
 
@@ -142,13 +145,19 @@ def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
     return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
 
 
+def _renamed(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the zoo's names; what would meet a name that is there already keeps its own."""
+    names = {old: new for old, new in RENAMED.get(arch, {}).items() if new not in state}
+    return {names.get(key, key): value for key, value in state.items()}
+
+
 def _misfit(net: Net, state: Mapping[str, Tensor], differences: list[str]) -> str:
     """Why the weights are not of `net`, and whose they are if the zoo knows."""
     listed = "; ".join(differences)
-    bias = state.get("fc.bias", state.get("classifier.bias"))
+    bias = next((state[key] for key in HEAD_BIASES if key in state), None)
     classes = len(bias) if bias is not None and bias.ndim == 1 else 0
     known = architectures() if classes else ()
-    fits = [arch for arch in known if not _differences(build_meta(arch, classes).state_dict(), state)]
+    fits = [arch for arch in known if not _differences(build_meta(arch, classes).state_dict(), _renamed(arch, state))]
     if not fits:
         return f"{listed}: no architecture of the zoo has these weights, check where the file comes from"
     wanted = net.head.out_features

@@ -11,13 +11,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zoo.outputs import Net
 from zoo.resnet import BasicBlock, ResNet
+from zoo.resnet50 import Bottleneck, ResNet50
+from zoo.shufflenet import DownBlock, GroupedBlock, ShuffleNetV1, ShuffleNetV2, SplitBlock
 from zoo.wrn import PreactBlock
+
+
+def _numbered(count: int) -> tuple[tuple[str, str], ...]:
+    return tuple((f"conv{i}", f"bn{i}") for i in range(1, count + 1))
+
 
 # Where a block's BatchNorm is applied to the output of a convolution of its own. The others normalise a sum.
 PAIRS = {
-    ResNet: (("conv1", "bn1"),),
-    BasicBlock: (("conv1", "bn1"), ("conv2", "bn2")),
+    ResNet: _numbered(1),
+    BasicBlock: _numbered(2),
     PreactBlock: (("conv1", "bn2"),),
+    ResNet50: _numbered(1),
+    Bottleneck: _numbered(3),
+    ShuffleNetV1: _numbered(1),
+    GroupedBlock: _numbered(3),
+    ShuffleNetV2: _numbered(2),
+    SplitBlock: _numbered(3),
+    DownBlock: _numbered(5),
 }
 
 

@@ -17,7 +17,7 @@ class Outputs:
 
     logits    (B, C)
     features  f0 ... fL, each (B, c, h, w): stem and stage outputs, as the family's module defines them
-    preact    versions of f1 ... fL before their activation, of the same shapes
+    preact    versions of f1 ... fL before their activation, of the same shapes (shufflenetv2: in another channel order)
     last_map  (B, D, h, w), the activated map that the global average pooling reduces
     pooled    (B, D), its mean over h and w
     head      the classifier itself, (..., D) -> (..., C); head(pooled) is logits
@@ -48,7 +48,10 @@ class Net(nn.Module):
 
     @property
     def preact_bn(self) -> tuple[nn.BatchNorm2d, ...]:
-        """The BatchNorm in front of each pre-activation feature; OFD takes its margins from them."""
+        """The BatchNorm in front of each pre-activation feature; OFD takes its margins from them.
+
+        BadInput for an architecture where no one BatchNorm normalises all of its channels.
+        """
         raise NotImplementedError
 
     def trace(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:

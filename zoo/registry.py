@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from zoo import resnet, vgg, wrn
+from zoo import mobilenetv2, resnet, resnet50, shufflenet, vgg, wrn
 from zoo.errors import BadInput, choose
 from zoo.outputs import IMAGE, Net
 
@@ -18,6 +18,9 @@ ARCHITECTURES: dict[str, Callable[..., Net]] = {
     **resnet.ARCHITECTURES,
     **wrn.ARCHITECTURES,
     **vgg.ARCHITECTURES,
+    **resnet50.ARCHITECTURES,
+    **mobilenetv2.ARCHITECTURES,
+    **shufflenet.ARCHITECTURES,
 }
 
 

@@ -42,6 +42,7 @@ PUBLISHED = {
     "streamlined/resnet20": 66.09,
     "streamlined/resnet56": 71.59,
     "streamlined/wrn_16_2": 71.49,
+    "streamlined/shufflenetv1": 70.03,
     "sskd/resnet56": 73.42,
     "sskd/wrn_16_2": 73.62,
 }

@@ -8,6 +8,7 @@ import torch
 import methods
 import zoo
 from bench import grid as grids
+from bench import protocol as protocols
 from bench.grid import GridFile
 from bench.report import published
 from methods import check
@@ -43,6 +44,39 @@ def test_full_grid_is_the_target_table():
     assert len(full.runs) == 5 + 3 * 6 + 3 * 6 * len(distilled)
     rows = [cell.label for cell in full.cells if cell.student == "resnet20"]
     assert rows[:2] == ["Teacher", "Student"] and len(rows) == 2 + len(distilled)
+
+
+STYLES = (
+    ("vgg13", "mobilenetv2"),
+    ("resnet50", "mobilenetv2"),
+    ("resnet50", "vgg8"),
+    ("resnet32x4", "shufflenetv1"),
+    ("resnet32x4", "shufflenetv2"),
+    ("wrn_40_2", "shufflenetv1"),
+    ("resnet32x4", "mobilenetv2"),
+    ("wrn_40_2", "mobilenetv2"),
+)
+
+
+@pytest.mark.parametrize("recipe", [None, *sorted(set(protocols.names()) - {"standard"})])
+def test_every_method_runs_on_the_pairs_of_different_style(recipe):
+    made = grids.expand(grids.load("different-style"), protocol=recipe, seeds=[0])
+    assert made.protocol.name == (recipe or "standard") and made.pairs == STYLES
+    distilled = {name for name in methods.names() if methods.get(name).uses_teacher}
+    for pair in STYLES:
+        assert {
+            run.method for run in made.runs.values() if run.teacher and (run.teacher.arch, run.student) == pair
+        } == distilled
+    # 4 teachers; vgg8 and the three small networks as students
+    assert len(made.runs) == 4 + 4 + len(STYLES) * len(distilled)
+
+
+def test_a_method_that_cannot_run_on_a_pair_says_why():
+    for method in ("kd", "reviewkd", "sdd", "crd"):
+        assert grids.expand(grid(pairs=["shufflenetv2-resnet20"], methods=[method])).runs
+    why = r'method "ofd" on shufflenetv2-resnet20: shufflenetv2 has no BatchNorm over all channels .*: choose another'
+    with pytest.raises(BadInput, match=why):
+        grids.expand(grid(pairs=["shufflenetv2-resnet20"], methods=["ofd"]))
 
 
 def test_every_student_names_its_teachers_run_and_comes_after_it():

@@ -68,6 +68,39 @@ def test_dkd_beta_is_per_pair_in_standard_only(pair):
     }
 
 
+# DKD's and SDD's beta, ReviewKD's weight.
+DIFFERENT_STYLE = {
+    "vgg13-mobilenetv2": (6, 6, 5),
+    "resnet50-mobilenetv2": (8, 8, 30),
+    "resnet50-vgg8": (8, 8, 30),
+    "resnet32x4-shufflenetv1": (8, 8, 5),
+    "resnet32x4-shufflenetv2": (8, 8, 8),
+    "wrn_40_2-shufflenetv1": (8, 8, 5),
+    "resnet32x4-mobilenetv2": (6, 8, 5),
+    "wrn_40_2-mobilenetv2": (6, 6, 5),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENT_STYLE)
+def test_weights_per_pair_of_different_style(pair):
+    dkd, sdd, review = (resolve("standard", method, pair).params for method in ("dkd", "sdd", "reviewkd"))
+    assert (dkd["beta"], sdd["beta"], review["review_weight"]) == DIFFERENT_STYLE[pair]
+    assert sdd["scales"] == [1, 2, 4] and resolve("standard", "sdd", "vgg13-vgg8").params["scales"] == [1, 2]
+    assert (dkd["alpha"], dkd["temperature"], dkd["warm_up_epochs"]) == (1, 4, 20)
+
+
+@pytest.mark.parametrize("student", ["mobilenetv2", "shufflenetv1", "shufflenetv2"])
+def test_the_small_networks_have_a_learning_rate_of_their_own(student):
+    """Before a method's own, as MLKD has one, and wherever they are trained."""
+    for name, lr in (("standard", 0.01), ("first-look", 0.01), ("sprint", 0.4)):
+        for method in ("vanilla", "kd", "mlkd"):
+            assert resolve(name, method, f"vgg13-{student}").train.lr == lr
+    recipe = protocols.load("standard")
+    assert protocols.resolve(recipe, "vanilla", student, 0, as_teacher=True).train.lr == 0.01
+    assert resolve("standard", "mlkd", f"{student}-vgg8").train.lr == 0.025
+    assert resolve("standard", "kd", "resnet50-vgg8").train.lr == 0.05
+
+
 def test_first_look_is_standard_on_a_smaller_scale():
     run, whole = resolve("first-look", "kd"), resolve("standard", "kd")
     assert run.data.train_images == 5000 and run.train.epochs == 8
@@ -96,6 +129,8 @@ def test_first_look_is_standard_on_a_smaller_scale():
         (("dkd:", "dkdd:"), 'did you mean "dkd"'),
         (("version: 1", "version: '1'"), "version"),
         (("sources: ", "source: "), 'did you mean "sources"'),
+        (("train:", "networks: {mobilenet2: {lr: 0.01}}\ntrain:"), 'did you mean "mobilenetv2"'),
+        (("train:", "networks: {vgg8: {momentun: 0.01}}\ntrain:"), 'networks, vgg8: .*did you mean "momentum"'),
     ],
 )
 def test_bad_protocols_get_one_line(tmp_path, change, says):

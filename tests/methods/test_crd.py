@@ -494,6 +494,13 @@ def test_without_storage() -> None:
         ("wrn_40_2", "wrn_16_2", 33_024),
         ("wrn_40_2", "wrn_40_1", 24_832),
         ("vgg13", "vgg8", 131_328),
+        ("vgg13", "mobilenetv2", 229_632),
+        ("resnet50", "mobilenetv2", 426_240),
+        ("resnet50", "vgg8", 327_936),
+        ("resnet32x4", "shufflenetv1", 155_904),
+        ("resnet32x4", "shufflenetv2", 164_096),
+        ("wrn_40_2", "shufflenetv1", 139_520),
+        ("resnet32x4", "mobilenetv2", 196_864),
     ],
 )
 def test_extra_parameters(teacher: str, student: str, count: int) -> None:

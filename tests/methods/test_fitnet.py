@@ -155,6 +155,13 @@ def test_negative_targets_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> N
         ("wrn_40_2", "wrn_16_2", 4_288),
         ("wrn_40_2", "wrn_40_1", 2_240),
         ("vgg13", "vgg8", 66_304),
+        ("vgg13", "mobilenetv2", 4_864),
+        ("resnet50", "mobilenetv2", 132_608),
+        ("resnet50", "vgg8", 2_098_688),
+        ("resnet32x4", "shufflenetv1", 983_424),
+        ("resnet32x4", "shufflenetv2", 475_520),
+        ("wrn_40_2", "shufflenetv1", 491_712),
+        ("resnet32x4", "mobilenetv2", 33_152),
     ],
 )
 def test_extra_parameters(teacher: str, student: str, count: int) -> None:

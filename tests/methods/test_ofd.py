@@ -31,6 +31,7 @@ PAIRS = (
     ("wrn_40_2", "wrn_40_1", 11_200),
     ("vgg13", "vgg8", 609_024),
     ("vgg13", "vgg13", 609_024),
+    ("resnet32x4", "shufflenetv2", 156_800),  # the one pair of different style that mdistiller's runs on
 )
 
 
@@ -407,10 +408,16 @@ def test_extra_parameters(teacher: str, student: str, count: int) -> None:
 
 
 def test_every_two_networks_of_the_zoo_go_together() -> None:
-    for teacher in ("vgg8", "resnet8", "wrn_16_1"):
-        for student in ("vgg8", "resnet8", "wrn_16_1"):
+    students = ("vgg8", "resnet8", "wrn_16_1", "resnet50", "mobilenetv2", "shufflenetv1", "shufflenetv2")
+    for teacher in set(students) - {"shufflenetv2"}:
+        for student in students:
             levels = min(len(zoo.shapes(net).preact) for net in (teacher, student))
             assert len(on_meta(teacher, student).connectors) == levels
+
+
+def test_a_teacher_without_norms_over_all_channels_is_refused() -> None:
+    with pytest.raises(zoo.BadInput, match=r"shufflenetv2 has no BatchNorm over all channels .*choose another teacher"):
+        on_meta("shufflenetv2", "resnet8")
 
 
 @pytest.mark.parametrize(
@@ -420,6 +427,7 @@ def test_every_two_networks_of_the_zoo_go_together() -> None:
         ("wrn_16_2", "wrn_16_1", ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]),
         ("vgg13", "vgg8", ["block1.4", "block2.4", "block3.4", "block4.4"]),
         ("vgg13", "resnet8", ["block2.4", "block3.4", "block4.4"]),
+        ("shufflenetv1", "mobilenetv2", ["layer1.3.bn3", "layer2.7.bn3", "layer3.3.bn3"]),
     ],
 )
 def test_margins_are_a_buffer_taken_from_the_teacher_once(teacher: str, student: str, layers: list[str]) -> None:

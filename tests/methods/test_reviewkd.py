@@ -29,6 +29,12 @@ PAIRS = {  # teacher, student: trainable weights of mdistiller's modules, measur
     ("wrn_40_2", "wrn_40_1"): 216_006,
     ("vgg13", "vgg8"): 9_847_560,
     ("vgg13", "vgg13"): 9_847_560,
+    ("vgg13", "mobilenetv2"): 9_640_712,
+    ("resnet50", "mobilenetv2"): 27_933_192,
+    ("resnet50", "vgg8"): 28_140_040,
+    ("resnet32x4", "shufflenetv1"): 4_607_366,
+    ("resnet32x4", "shufflenetv2"): 4_195_718,
+    ("wrn_40_2", "shufflenetv1"): 2_984_646,
 }
 
 
@@ -305,9 +311,23 @@ def test_the_width_between_follows_the_student_up_to_512(monkeypatch: pytest.Mon
     assert wide.fusions[0].reduce[0].out_channels == 512
 
 
-def test_networks_of_different_depth_in_levels_are_bad_input() -> None:
-    with pytest.raises(zoo.BadInput, match=r"student has 3 levels, the teacher 4: choose a teacher"):
-        on_meta("vgg13", "resnet20")
+@pytest.mark.parametrize(
+    ("teacher", "student", "channels", "shapes"),
+    [
+        ("vgg13", "resnet20", (16, 32, 64, 64), [(256, 8, 8), (512, 4, 4), (512, 4, 4), (512, 1, 1)]),
+        ("resnet32x4", "mobilenetv2", (16, 48, 160, 1280), [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 1, 1)]),
+    ],
+)
+def test_of_unequal_numbers_of_levels_the_deepest_meet(
+    teacher: str, student: str, channels: tuple[int, ...], shapes: list[tuple[int, int, int]]
+) -> None:
+    method, *nets = on_meta(teacher, student)
+    assert tuple(fusion.reduce[0].in_channels for fusion in method.fusions) == channels
+    with torch.device("meta"):
+        seen_s, seen_t = (net.outputs(torch.empty(2, 3, 32, 32)) for net in nets)
+        assert [f.shape[1:] for f in method.fuse(seen_s)] == shapes
+        terms = method.terms(seen_s, seen_t, reference.batch_of([0, 1]), reference.progress(5))
+    assert terms["review"].shape == ()
 
 
 def test_initial_weights() -> None:

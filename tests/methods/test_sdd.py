@@ -58,12 +58,12 @@ class Side:
 
 
 def regions(height: int, scales: list[int]) -> Iterator[list[tuple[int, int]]]:
-    """The pixels of every region: the whole map first, then the cells of each grid."""
+    """The pixels of every region: the whole map first, then the cells of each grid, which touch them at all."""
     for scale in sorted(scales):
-        size = height // scale
-        for top in range(0, height, size):
-            for left in range(0, height, size):
-                yield [(i, j) for i in range(top, top + size) for j in range(left, left + size)]
+        spans = [range(n * height // scale, -(-(n + 1) * height // scale)) for n in range(scale)]
+        for rows in spans:
+            for columns in spans:
+                yield [(i, j) for i in rows for j in columns]
 
 
 def pull(side: Side, sample: int, pixels: list[tuple[int, int]], slope: np.ndarray) -> dict[str, np.ndarray]:
@@ -171,6 +171,8 @@ CASES = {  # scales, heights of the student's and the teacher's map
     "cells that do not nest": ([1, 2, 3], (6, 6)),
     "in any order": ([4, 1, 2], (4, 4)),
     "maps of two sizes": ([1, 2], (4, 2)),
+    "fewer pixels than cells": ([1, 2, 4], (2, 4)),  # as mobilenetv2 has
+    "more and fewer": ([1, 4, 6], (2, 12)),
 }
 
 
@@ -255,7 +257,7 @@ def test_warm_up_is_dkds_alone(epoch: int, factor: float) -> None:
 # --- regions and weights --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "wrn_16_1", "vgg8"])
+@pytest.mark.parametrize("arch", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2"])
 @pytest.mark.parametrize("scale", [2, 4])
 def test_regions_of_a_network_add_up_to_its_own_logits(arch: str, scale: int) -> None:
     """The classifier is linear: the mean of its answers to all cells is its answer to the mean of the cells."""
@@ -392,9 +394,9 @@ def test_settings_that_mean_nothing_are_refused(params: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("student", "teacher", "scales", "message"),
     [
-        ("resnet8", "resnet20", [1, 3], "scales: .*student.* height 8 .*3 x 3.* 1, 2, 4, 8$"),
-        ("vgg8", "vgg13", [1, 2, 8], "scales: .*student.* height 4 .*8 x 8.* 1, 2, 4$"),
-        ("resnet8", "vgg13", [1, 8], "scales: .*teacher.* height 4 .*8 x 8"),
+        ("resnet8", "resnet20", [1, 3], "scales: .*student.* height 8 .*3 x 3.* 1, 2, 4, 8 and multiples of 8, "),
+        ("vgg8", "vgg13", [1, 2, 6], "scales: .*student.* height 4 .*6 x 6.* 1, 2, 4 and "),
+        ("mobilenetv2", "vgg13", [1, 2, 6], "scales: .*teacher.* height 4 .*6 x 6"),
     ],
 )
 def test_scales_that_leave_no_equal_cells_are_refused(
@@ -404,10 +406,11 @@ def test_scales_that_leave_no_equal_cells_are_refused(
         make({**DKD, "scales": scales}, student, teacher)
 
 
-def test_scales_up_to_the_height_are_fine() -> None:
+def test_scales_up_to_the_height_or_a_multiple_are_fine() -> None:
     with torch.device("meta"):
         make({**DKD, "scales": [1, 2, 4, 8]}, "resnet8", "wrn_16_2")
         make({**DKD, "scales": [1, 2, 4]}, "vgg8", "resnet20")
+        make({**DKD, "scales": [1, 2, 4]}, "mobilenetv2", "vgg13")
 
 
 def test_the_whole_maps_region_is_the_logits_as_the_trainer_gives_them() -> None:

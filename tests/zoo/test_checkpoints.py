@@ -19,6 +19,7 @@ PUBLISHED = {
     "streamlined/resnet20.pth": "resnet20",
     "streamlined/resnet56.pth": "resnet56",
     "streamlined/wrn_16_2.pth": "wrn_16_2",
+    "streamlined/shufflenetv1.pth": "shufflenetv1",
     "sskd/resnet56.pth": "resnet56",
     "sskd/wrn_16_2.pth": "wrn_16_2",
 }
@@ -185,6 +186,27 @@ def test_another_network_is_recognised(tmp_path: Path, arch: str, classes: int, 
     line = refusal(path, lambda p: zoo.load_weights(net, p))
     assert "does not fit resnet8" in line and whose in line and differences in line
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2", "shufflenetv1", "shufflenetv2", "resnet50"])
+def test_weights_of_each_head_are_recognised(tmp_path: Path, arch: str) -> None:
+    shapes = {key: (value.shape, value.dtype) for key, value in zoo.build_meta(arch, 5).state_dict().items()}
+    # A single zero, spread out, so that the file stays small.
+    weights = {key: torch.zeros((), dtype=dtype).expand(shape) for key, (shape, dtype) in shapes.items()}
+    line = refusal(saved(tmp_path, weights), lambda p: zoo.load_weights(zoo.build("resnet8"), p))
+    assert f"this looks like {arch} with 5 classes instead of 100" in line
+
+
+def test_sskds_name_of_the_linear_layer_of_mobilenetv2(tmp_path: Path) -> None:
+    weights = state("mobilenetv2")
+    theirs = {key.replace("classifier.0.", "classifier."): value for key, value in weights.items()}
+    path = saved(tmp_path, {"epoch": 240, "state_dict": theirs, "acc": 65.79})
+    net = zoo.build("mobilenetv2")
+    zoo.load_weights(net, path)
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+    assert "looks like mobilenetv2:" in refusal(path, lambda p: zoo.load_weights(zoo.build("resnet8"), p))
+    both = saved(tmp_path, {**weights, "classifier.bias": torch.ones(100)})
+    assert "1 unexpected (classifier.bias)" in refusal(both, lambda p: zoo.load_weights(net, p))
 
 
 def test_weights_of_no_known_network(tmp_path: Path) -> None:

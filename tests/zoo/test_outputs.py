@@ -11,7 +11,8 @@ from torch import nn
 
 import zoo
 
-FAMILIES = ["resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13"]
+DEEP = ["resnet50", "mobilenetv2", "shufflenetv1", "shufflenetv2"]
+FAMILIES = ["resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13", *DEEP]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -56,16 +57,28 @@ def test_preact_is_before_the_activation(net: zoo.Net, training: bool) -> None:
     with torch.no_grad():
         out = net.outputs(images(4))
     assert all((p < 0).any() for p in out.preact)  # or an in-place ReLU has overwritten a kept tensor
+    pairs = list(zip(out.preact, out.features[1:], strict=True))
+    assert out.last_map.min() >= 0
+    assert (out.features[0].min() >= 0) != net.arch.startswith("wrn")
     if net.arch.startswith("wrn"):
         assert all((f < 0).any() for f in out.features)
         assert torch.equal(F.relu(out.preact[-1]), out.last_map)
+    elif net.arch == "mobilenetv2":  # no activation follows
+        assert all(p is f for p, f in pairs)
+    elif net.arch == "shufflenetv2":  # the two halves take turns
+        for p, f in pairs:
+            assert torch.equal(F.relu(p), torch.cat([f[:, 0::2], f[:, 1::2]], 1))
     else:
-        assert all(torch.equal(F.relu(p), f) for p, f in zip(out.preact, out.features[1:], strict=True))
-        assert out.features[0].min() >= 0
+        assert all(torch.equal(F.relu(p), f) for p, f in pairs)
+    if net.arch in ("mobilenetv2", "shufflenetv2"):  # a convolution of their own stands before the pooling
+        assert out.last_map.shape[1] > out.features[-1].shape[1]
+    elif not net.arch.startswith("wrn"):
         assert out.last_map is out.features[-1]
 
 
 def test_features_and_preact_are_what_hooks_see(net: zoo.Net) -> None:
+    if net.arch == "shufflenetv2":
+        pytest.skip("no BatchNorm gives all of its pre-activations")
     net.eval()
     seen: dict[nn.Module, torch.Tensor] = {}
     hooks = [
@@ -79,7 +92,7 @@ def test_features_and_preact_are_what_hooks_see(net: zoo.Net) -> None:
         hook.remove()
     for bn, preact, feature in zip(net.preact_bn, out.preact, out.features[1:], strict=True):
         assert bn.num_features == preact.shape[1]
-        if not net.arch.startswith("resnet"):  # there it is this BatchNorm plus the shortcut
+        if net.arch.startswith(("wrn", "vgg")):  # elsewhere it is this BatchNorm plus the shortcut
             assert torch.equal(seen[bn], preact)
         if net.arch.startswith("wrn"):
             with torch.no_grad():
@@ -117,7 +130,7 @@ def test_every_output_carries_gradient(net: zoo.Net) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "wrn_16_1", "vgg8"])
+@pytest.mark.parametrize("arch", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"])
 def test_gradients_agree_with_finite_differences(arch: str) -> None:
     """A kept tensor overwritten in place would give another gradient than the numbers do."""
     torch.manual_seed(1)
@@ -135,7 +148,7 @@ def test_gradients_agree_with_finite_differences(arch: str) -> None:
     assert math.isclose(float((gradient * direction).sum()), float(numeric), rel_tol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("arch", ["resnet20", "wrn_16_2", "vgg8", "shufflenetv2"])
 def test_one_graph_without_breaks(arch: str) -> None:
     net = zoo.build(arch).eval()
     x = images(2)

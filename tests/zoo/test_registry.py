@@ -9,7 +9,7 @@ import zoo
 from zoo.registry import build_meta
 
 # parameters, MACs (millions), convolutions, BatchNorms, state dict entries: measured on the reference
-# implementation (mdistiller @a08d46f), 100 classes.
+# implementations (mdistiller @a08d46f, RepDistiller @b84f547), 100 classes.
 MEASURED = {
     "resnet20": (278_324, 40.82, 21, 21, 128),
     "resnet32": (472_756, 69.13, 33, 33, 200),
@@ -22,6 +22,10 @@ MEASURED = {
     "wrn_40_2": (2_255_156, 327.61, 40, 37, 227),
     "vgg8": (3_965_028, 96.19, 5, 5, 37),
     "vgg13": (9_462_180, 284.94, 10, 10, 72),
+    "resnet50": (23_705_252, 1298.01, 53, 53, 320),
+    "mobilenetv2": (812_836, 6.52, 53, 53, 320),
+    "shufflenetv1": (949_258, 38.69, 49, 49, 296),
+    "shufflenetv2": (1_355_528, 44.50, 56, 56, 338),
 }
 
 
@@ -59,6 +63,62 @@ def vgg_cost(convs: tuple[int, ...], classes: int) -> tuple[int, int]:
     return weights + c_in * classes + classes, macs + c_in * classes
 
 
+def of_layers(layers: list[tuple[int, int, int, int, int]], classes: int) -> tuple[int, int]:
+    """Of convolutions (inputs of an output channel, out, kernel, side of the output map, count), a norm behind each."""
+    weights = sum(count * (size**2 * c_in * c + 2 * c) for c_in, c, size, _, count in layers)
+    macs = sum(count * size**2 * c_in * c * side**2 for c_in, c, size, side, count in layers)
+    width = layers[-1][1]
+    return weights + width * classes + classes, macs + width * classes
+
+
+def resnet50_cost(classes: int) -> tuple[int, int]:
+    """The same for bottlenecks; the first 1x1 of a stage still sees the larger map."""
+    layers, c_in = [(3, 64, 3, 32, 1)], 64
+    for width, blocks, side, before in ((64, 3, 32, 32), (128, 4, 16, 32), (256, 6, 8, 16), (512, 3, 4, 8)):
+        layers += [(c_in, 4 * width, 1, side, 1), (c_in, width, 1, before, 1)]
+        layers += [(4 * width, width, 1, side, blocks - 1), (width, width, 3, side, blocks)]
+        layers += [(width, 4 * width, 1, side, blocks)]
+        c_in = 4 * width
+    return of_layers(layers, classes)
+
+
+def mobilenetv2_cost(classes: int) -> tuple[int, int]:
+    """The same for inverted residuals, expansion 6 but for the first."""
+    layers, c_in, before = [(3, 16, 3, 16, 1)], 16, 16
+    for t, c, blocks, side in (
+        (1, 8, 1, 16), (6, 12, 2, 16), (6, 16, 3, 8), (6, 32, 4, 4), (6, 48, 3, 4), (6, 80, 3, 2), (6, 160, 1, 2),
+    ):  # fmt: skip
+        layers += [(c_in, t * c_in, 1, before, 1), (1, t * c_in, 3, side, 1), (t * c_in, c, 1, side, 1)]
+        layers += [(c, t * c, 1, side, blocks - 1), (1, t * c, 3, side, blocks - 1), (t * c, c, 1, side, blocks - 1)]
+        c_in, before = c, side
+    return of_layers([*layers, (160, 1280, 1, 2, 1)], classes)
+
+
+def shufflenetv1_cost(classes: int) -> tuple[int, int]:
+    """The same for three groups and a quarter of the width inside; pooled shortcuts cost nothing."""
+    layers, c_in = [(3, 24, 1, 32, 1)], 24
+    for c, blocks, side in ((240, 4, 16), (480, 8, 8), (960, 4, 4)):
+        branch, groups = c - c_in, 1 if c_in == 24 else 3
+        layers += [(c_in // groups, branch // 4, 1, 2 * side, 1), (1, branch // 4, 3, side, 1)]
+        layers += [(branch // 4 // 3, branch, 1, side, 1)]
+        layers += [(c // 3, c // 4, 1, side, blocks - 1), (1, c // 4, 3, side, blocks - 1)]
+        layers += [(c // 4 // 3, c, 1, side, blocks - 1)]
+        c_in = c
+    return of_layers(layers, classes)
+
+
+def shufflenetv2_cost(classes: int) -> tuple[int, int]:
+    """The same for blocks that leave half of the channels alone."""
+    layers, c_in = [(3, 24, 1, 32, 1)], 24
+    for c, blocks, side in ((116, 4, 16), (232, 8, 8), (464, 4, 4)):
+        half = c // 2
+        layers += [(1, c_in, 3, side, 1), (c_in, half, 1, side, 1)]
+        layers += [(c_in, half, 1, 2 * side, 1), (1, half, 3, side, 1), (half, half, 1, side, 1)]
+        layers += [(half, half, 1, side, 2 * (blocks - 1)), (1, half, 3, side, blocks - 1)]
+        c_in = c
+    return of_layers([*layers, (464, 1024, 1, 4, 1)], classes)
+
+
 THIN, X4 = (16, (16, 32, 64)), (32, (64, 128, 256))
 COSTS = {
     **{f"resnet{d}": (resnet_cost, (d, *THIN)) for d in (8, 20, 32, 44, 56, 110)},
@@ -69,6 +129,16 @@ COSTS = {
     "vgg13": (vgg_cost, ((2, 2, 2, 2, 2),)),
     "vgg16": (vgg_cost, ((2, 2, 3, 3, 3),)),
     "vgg19": (vgg_cost, ((2, 2, 4, 4, 4),)),
+    "resnet50": (resnet50_cost, ()),
+    "mobilenetv2": (mobilenetv2_cost, ()),
+    "shufflenetv1": (shufflenetv1_cost, ()),
+    "shufflenetv2": (shufflenetv2_cost, ()),
+}
+EXACT = {  # MACs, all digits: as above
+    "resnet50": 1_298_014_208,
+    "mobilenetv2": 6_523_648,
+    "shufflenetv1": 38_691_456,
+    "shufflenetv2": 44_504_448,
 }
 
 
@@ -92,9 +162,13 @@ def test_counts_match_the_reference_implementation(arch: str) -> None:
     kinds = [type(module) for module in net.modules()]
     assert zoo.count_parameters(net) == parameters
     assert round(zoo.count_macs(arch) / 1e6, 2) == mega_macs
+    assert zoo.count_macs(arch) == EXACT.get(arch, zoo.count_macs(arch))
     assert kinds.count(torch.nn.Conv2d) == convs
     assert kinds.count(torch.nn.BatchNorm2d) == norms
     assert len(net.state_dict()) == entries
+
+
+LAST_MAPS = {"mobilenetv2": (1280, 2, 2), "shufflenetv2": (1024, 4, 4)}  # the others': their last features
 
 
 @pytest.mark.parametrize(
@@ -105,13 +179,17 @@ def test_counts_match_the_reference_implementation(arch: str) -> None:
         ("wrn_40_1", [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)], 64),
         ("wrn_16_2", [(16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8)], 128),
         ("vgg13", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4)], 512),
+        ("resnet50", [(64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4)], 2048),
+        ("mobilenetv2", [(16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2)], 1280),
+        ("shufflenetv1", [(24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4)], 960),
+        ("shufflenetv2", [(24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4)], 1024),
     ],
 )
 def test_shapes_are_those_of_the_definition(arch: str, features: list, pooled: int) -> None:
     shapes = zoo.shapes(arch)
     assert list(shapes.features) == features
     assert list(shapes.preact) == features[1:]
-    assert shapes.last_map == features[-1]
+    assert shapes.last_map == LAST_MAPS.get(arch, features[-1])
     assert shapes.pooled == pooled
 
 
@@ -126,7 +204,7 @@ def test_shapes_of_a_net_leave_it_and_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "wrn_40_2", "vgg8"])
+@pytest.mark.parametrize("arch", ["resnet20", "wrn_40_2", "vgg8", "mobilenetv2", "shufflenetv1"])
 def test_build_follows_the_seed_and_remembers_its_name(arch: str) -> None:
     states = []
     for _ in range(2):

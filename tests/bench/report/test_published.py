@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 import methods
+from bench import grid as grids
 from bench.cells import Cell
 from bench.report import published, published_tables
 from bench.report.comparison import compare, shown_only
@@ -23,6 +24,29 @@ def test_numbers_as_their_sources_print_them():
     assert numbers("streamlined-revised", "StreamLined")["resnet32x4", "resnet8x4", "skd"].top1 == 78.33
     assert numbers("standard", "RepDistiller")["resnet32x4", "resnet8x4", "kd"].top1 == 73.33
     assert numbers("standard", "mdistiller")["vgg13", "vgg8", "dkd"].top1 == 74.68
+    assert numbers("standard", "RepDistiller")["resnet50", "mobilenetv2", "crd"].top1 == 69.11
+    assert numbers("standard", "mdistiller")["wrn_40_2", "shufflenetv1", "dkd"].top1 == 76.70
+    assert numbers("standard", "SDD paper")["resnet50", "vgg8", "sdd"].top1 == 75.86
+
+
+def test_the_column_that_mdistillers_readme_calls_mobilenet_is_shufflenet():
+    """DKD 77.07 of a resnet32x4: four other sources print it for shufflenetv2."""
+    dkd = numbers("standard", "mdistiller")
+    assert dkd["resnet32x4", "shufflenetv2", "dkd"].top1 == 77.07
+    assert "README heads this column MobileNet-V2" in dkd["resnet32x4", "shufflenetv2", "dkd"].note
+    assert ("resnet32x4", "mobilenetv2", "dkd") not in dkd
+    assert all(n.top1 < 72 for n in published.load() if n.student == "mobilenetv2" and n.method != "teacher")
+
+
+def test_the_second_table_of_repdistiller_is_whole():
+    """Six pairs; the columns' means added up by hand: KD 431.88, CRD 439.95."""
+    table = numbers("standard", "RepDistiller")
+    six = [pair.split("-") for pair in grids.load("different-style").pairs[:6]]
+    for method, total in (("kd", 431.88), ("crd", 439.95)):
+        assert sum(table[teacher, student, method].top1 for teacher, student in six) == pytest.approx(total)
+    assert all((*pair, row) in table for pair in six for row in "teacher student fitnet rkd".split())
+    every = {(n.teacher, n.student) for n in published.load()}
+    assert every == {tuple(pair.split("-")) for name in ("full", "different-style") for pair in grids.load(name).pairs}
 
 
 def test_the_target_table_is_whole():
@@ -37,7 +61,7 @@ def test_the_target_table_is_whole():
 def test_every_row_is_well_formed_and_given_once():
     rows = published.load()
     keys = [(row.source, row.protocol, row.statistic, row.key) for row in rows]
-    assert len(set(keys)) == len(keys) == 223
+    assert len(set(keys)) == len(keys) == 314
     assert {row.statistic for row in rows} <= set(published.STATISTICS)
     assert all(50 < row.top1 < 90 and (row.seeds is None or row.seeds > 0) for row in rows)
     assert not all(row.confirmed for row in rows)
@@ -71,6 +95,19 @@ def test_last_meets_last_best_meets_best_and_unstated_meets_last():
     (comparison,) = compare(collect(grid.spec, grid.runs))
     assert comparison.reference.statistic == "unstated"
     assert comparison.entries[0].difference == pytest.approx(71.0 - 69.34)
+
+
+def test_pairs_of_different_style_meet_their_numbers():
+    pair = ("vgg13", "mobilenetv2")
+    grid = Grid("standard", (pair,))
+    grid.add("KD", "logit", pair, result(68.0, best=68.5))
+    results = collect(grid.spec, grid.runs)
+    (comparison,) = compare(results)
+    assert comparison.entries[0].difference == pytest.approx(68.0 - 67.37)  # RepDistiller
+    grid = Grid("standard", (pair,))
+    grid.add("MLKD", "logit", pair, 70.0)
+    ((reference, found),) = shown_only(collect(grid.spec, grid.runs))
+    assert (reference.protocol, found[0].top1) == ("standard-480", 70.57)
 
 
 def test_nothing_is_subtracted_without_a_run_or_on_other_data():
