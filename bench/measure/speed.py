@@ -132,7 +132,14 @@ def plain_s(run: Run, teacher: nn.Module, images: Dataset, labels: Tensor, devic
     """Seconds of a step of the plain loop, loader included."""
     plain = Plain(run, teacher, labels, device)
     indices = torch.arange(run.train.batch, device=device)
-    loader = DataLoader(images, run.train.batch, shuffle=True, num_workers=WORKERS, drop_last=True)
+    loader = DataLoader(
+        images,
+        run.train.batch,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        multiprocessing_context="fork",  # as the field's loops have it, also within a process that was spawned
+    )
 
     def batches() -> Iterator[Batch]:
         while True:
@@ -146,7 +153,7 @@ def plain_s(run: Run, teacher: nn.Module, images: Dataset, labels: Tensor, devic
             weak, strong = (None if view is None else view.to(device) for view in views)
             plain.step(weak, strong, wanted.to(device), indices)
 
-        return _timed(take, device, steps)
+        return timed(take, device, steps)
 
 
 def ours_s(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) -> float:
@@ -154,7 +161,7 @@ def ours_s(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) 
     device = dataset.train_labels.device
     with own_stream(device):
         take, epoch, augmented_s = _ours(run, teacher, dataset)
-        return _timed(take, device, steps) + augmented_s / epoch.steps(run.train.batch)
+        return timed(take, device, steps) + augmented_s / epoch.steps(run.train.batch)
 
 
 def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Callable, datasets.Epoch, float]:
@@ -176,7 +183,7 @@ def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Call
     return take, epoch, augmented_s
 
 
-def _timed(take: Callable[[], None], device: torch.device, steps: int) -> float:
+def timed(take: Callable[[], None], device: torch.device, steps: int) -> float:
     for _ in range(WARM_UP):
         take()
     started = now(device)
@@ -204,7 +211,7 @@ def parts_table(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: 
     device = dataset.train_labels.device
     with own_stream(device):
         take, _, _ = _ours(run, teacher, dataset)
-        _timed(take, device, 1)
+        timed(take, device, 1)
         seen = profiled(take, device, steps)
     spent = dict.fromkeys((*PARTS, "other"), 0.0)
     for name, _, ms in seen:

@@ -1,0 +1,92 @@
+"""Several processes that step on one device at the same time, as the slots of the local executor do."""
+
+from __future__ import annotations
+
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+from bench.measure import step_cost
+from bench.measure.gpu.helper import Gone, Helper, requests
+from bench.measure.gpu.trial import run_of
+from bench.training.capture import captured, own_stream
+from bench.training.devices import set_precision
+
+READY_S = 60.0  # for a process to start, build its networks and warm up
+WARM_UP = {"cuda": 10, "cpu": 1}
+BLOCK = {"cuda": 10, "cpu": 1}  # steps between two looks at the clock
+
+
+class Processes:
+    """As many processes as asked for; some of them step, the others wait."""
+
+    def __init__(self, number: int, device: torch.device, pair: str) -> None:
+        self.number, self.given = number, (str(device), pair)
+        self.helpers: list[Helper] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        for helper in self.helpers:
+            helper.close()
+
+    def rate(self, count: int, batch: int, precision: str, seconds: float) -> float:
+        """KD steps per second of `count` processes in total. RuntimeError where one of them fails."""
+        if not self.helpers:  # all at once, and not before they are needed
+            self.helpers = [Helper(serve, *self.given) for _ in range(self.number)]
+        taken = self.helpers[:count]
+        try:
+            for request, patience_s in (("ready", READY_S), ("go", READY_S + seconds)):
+                for helper in taken:
+                    helper.send((request, batch, precision, seconds))
+                answers = [helper.receive(patience_s) for helper in taken]
+        except Gone as error:
+            raise RuntimeError(f"a process {error}") from None
+        failed = [answer for answer in answers if isinstance(answer, str)]
+        if failed:
+            raise RuntimeError(failed[0])
+        return sum(answers)
+
+
+def serve(connection: Connection, device_name: str, pair: str) -> None:
+    """Answer with steps per second, or with what went wrong as text: first get ready, then, all at once, go."""
+    device, ready, failed = torch.device(device_name), None, ""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    with own_stream(device):
+        for request, batch, precision, seconds in requests(connection):
+            try:
+                if request == "ready":
+                    ready, failed = None, ""  # the last one's memory goes first
+                    ready = _stepping(device, pair, batch, precision)
+                    connection.send(0.0)
+                else:
+                    connection.send(failed or _rate(ready, device, seconds))
+            except Exception as error:
+                failed = f"{type(error).__name__}: {error}"[:200]
+                connection.send(failed)
+
+
+def _stepping(device: torch.device, pair: str, batch: int, precision: str):
+    run = run_of("kd", pair, batch, precision)
+    set_precision(precision)
+    trainer = step_cost.trainer_on_noise(run, device)
+    taken = captured(trainer.step, batch, device)
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            step_cost.step(trainer, taken)
+        step_cost.now(device)
+
+    take(WARM_UP[device.type])
+    return take
+
+
+def _rate(take, device: torch.device, seconds: float) -> float:
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        take(BLOCK[device.type])
+        done += BLOCK[device.type]
+    return done / (time.perf_counter() - started)
