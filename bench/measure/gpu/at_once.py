@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from bench.measure import step_cost
+from bench.measure.gpu.facts import one_line
 from bench.measure.gpu.helper import Gone, Helper, requests
 from bench.measure.gpu.trial import run_of
 from bench.training.capture import captured, own_stream
@@ -42,31 +43,30 @@ class Processes:
                 for helper in taken:
                     helper.send((request, batch, precision, seconds))
                 answers = [helper.receive(patience_s) for helper in taken]
+                failed = [answer for answer in answers if isinstance(answer, str)]
+                if failed:
+                    raise RuntimeError(failed[0])
         except Gone as error:
             raise RuntimeError(f"a process {error}") from None
-        failed = [answer for answer in answers if isinstance(answer, str)]
-        if failed:
-            raise RuntimeError(failed[0])
         return sum(answers)
 
 
 def serve(connection: Connection, device_name: str, pair: str) -> None:
     """Answer with steps per second, or with what went wrong as text: first get ready, then, all at once, go."""
-    device, ready, failed = torch.device(device_name), None, ""
+    device, ready = torch.device(device_name), None
     if device.type == "cpu":
         torch.set_num_threads(1)
     with own_stream(device):
         for request, batch, precision, seconds in requests(connection):
             try:
                 if request == "ready":
-                    ready, failed = None, ""  # the last one's memory goes first
+                    ready = None  # its memory goes first
                     ready = _stepping(device, pair, batch, precision)
                     connection.send(0.0)
                 else:
-                    connection.send(failed or _rate(ready, device, seconds))
+                    connection.send(_rate(ready, device, seconds))
             except Exception as error:
-                failed = f"{type(error).__name__}: {error}"[:200]
-                connection.send(failed)
+                connection.send(one_line(error))
 
 
 def _stepping(device: torch.device, pair: str, batch: int, precision: str):

@@ -159,7 +159,7 @@ def _distances(run: Run, device: torch.device, steps: int) -> dict[str, float]:
             if number:  # before, both are as their seed has them, and momentum does not exist
                 for theirs, ours in zip(tensors(other), tensors(eager), strict=True):
                     theirs.detach().copy_(ours.detach())
-            before, batch = _flat(eager.trained), _shuffled(eager, run, number)
+            before, batch = _flat(eager.trained), _batch(eager, run, number)
             loss, replayed = eager.step(*batch)[0].double(), take(*batch)[0].double()
             if number < EAGER_STEPS:
                 continue  # not captured yet
@@ -175,17 +175,12 @@ def _distances(run: Run, device: torch.device, steps: int) -> dict[str, float]:
     return worst
 
 
-def _shuffled(at: Any, run: Run, number: int) -> tuple:
-    """The one batch of a trainer on noise in another order, as a step takes it."""
-    images, device = at.dataset.train_images, at.dataset.train_images.device
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(number)).to(device)
-    strong = images[order].flip(-1) if run.data.views == "paired" else None
-    return (
-        images[order],
-        strong,
-        at.dataset.train_labels[: len(images)][order],
-        torch.arange(len(images), device=device),
-    )
+def _batch(at: Any, run: Run, number: int) -> tuple:
+    """A batch of its own for each number, as a step takes it: images, labels and positions all differ."""
+    images = at.dataset.train_images.roll(number, dims=-1)
+    indices = torch.arange(len(images), device=images.device) + number * len(images)
+    strong = images.flip(-1) if run.data.views == "paired" else None
+    return images, strong, at.dataset.train_labels[indices], indices
 
 
 def _flat(parameters: list[torch.Tensor]) -> torch.Tensor:
@@ -241,9 +236,9 @@ def _kernels(run: Run, at: Setting, name: str) -> dict[str, Any]:
         take = lambda: step_cost.step(trainer, taken)  # noqa: E731
         step_s = speed.timed(take, at.device, 4 * at.sizes.profiled_steps)
         rows = speed.profiled(take, at.device, at.sizes.profiled_steps)
-    top = [[name[:100], round(count, 1), round(1e3 * ms, 1)] for name, count, ms in rows[:20]]
     if not rows:
         raise RuntimeError("the profiler saw no kernel")
+    top = [[name[:100], round(count, 1), round(1e3 * ms, 1)] for name, count, ms in rows[:20]]
     busy_ms, count = sum(row[2] for row in rows), sum(row[1] for row in rows)
     return {"ms": 1e3 * step_s, "busy_ms": busy_ms, "kernels": count, **work_of(run), "top": top}
 
@@ -255,11 +250,11 @@ def processes(at: Setting) -> Iterator[Measurement]:
     # The larger batch, that of `sprint`, decides for real results.
     trials = itertools.product(reversed(sizes.batches), precisions, sizes.processes)
     with at_once.Processes(max(sizes.processes), at.device, sizes.pairs[0]) as stepping:
+
+        def work(*trial: Any) -> dict[str, float]:
+            return {"steps_per_s": stepping.rate(*trial, sizes.stepping_s)}
+
         for batch, precision, count in trials:
-
-            def work(*trial: Any) -> dict[str, float]:
-                return {"steps_per_s": stepping.rate(*trial, sizes.stepping_s)}
-
             labels = {"processes": count, "batch": batch, "precision": precision}
             yield Measurement("at once", labels, partial(work, count, batch, precision))
 
