@@ -198,7 +198,8 @@ def at_once(facts: Sequence[Fact]) -> Choice | None:
 
 def slots(facts: Sequence[Fact], precision: str) -> Slots | None:
     """The fewest processes that reach nearly the best rate, at the largest batch that was measured."""
-    rows = [fact for fact in good(facts, "at once", "steps_per_s", "processes") if fact.get("precision") == precision]
+    rows = good(facts, "at once", "steps_per_s", "processes", "batch")
+    rows = [fact for fact in rows if fact.get("precision") == precision]
     if not rows:
         return None
     batch = max(fact["batch"] for fact in rows)

@@ -87,7 +87,8 @@ def _choices(facts: Sequence[Fact]) -> Iterator[str]:
 def _ceilings(facts: Sequence[Fact]) -> Iterator[str]:
     rows = [["copy", "", "", "", f"{fact['per_s'] / 1e12:.3g} TB/s"] for fact in good(facts, "copy", "per_s")]
     for fact in (*good(facts, "product", "per_s"), *good(facts, "convolution", "per_s")):
-        kind = f"3x3, {fact['channels']} channels of {fact['side']}" if "side" in fact else "matrix product"
+        shape = f", {fact['channels']} channels of {fact['side']}" if {"channels", "side"} <= fact.keys() else ""
+        kind = "matrix product" if fact["fact"] == "product" else f"3x3 convolution{shape}"
         speed = f"{fact['per_s'] / 1e12:.3g} TFLOP/s"
         rows.append([kind, fact.get("precision"), fact.get("batch", ""), fact.get("layout", ""), speed])
     if rows:
@@ -185,7 +186,7 @@ def _plain(facts: Sequence[Fact]) -> Iterator[str]:
 
 
 def _epoch(facts: Sequence[Fact]) -> Iterator[str]:
-    steps = {fact.get("batch"): fact["ms"] for fact in good(facts, "step", "ms") if fact.get("method") == "kd"}
+    steps = {fact["batch"]: fact["ms"] for fact in good(facts, "step", "ms", "batch") if fact.get("method") == "kd"}
     lines = []
     for fact in good(facts, "epoch", "seconds", "images"):
         lines.append([fact.get("part"), fact["images"], 1e3 * fact["seconds"]])
