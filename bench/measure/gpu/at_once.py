@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
 
-from bench.measure import step_cost
 from bench.measure.gpu.facts import one_line
 from bench.measure.gpu.helper import Gone, Helper, requests
-from bench.measure.gpu.trial import run_of
-from bench.training.capture import captured, own_stream
-from bench.training.devices import set_precision
+from bench.measure.gpu.trial import run_of, stepper
+from bench.measure.step_cost import now
+from bench.training.capture import own_stream
 
 READY_S = 60.0  # for a process to start, build its networks and warm up
 WARM_UP = {"cuda": 10, "cpu": 1}
@@ -69,22 +69,20 @@ def serve(connection: Connection, device_name: str, pair: str) -> None:
                 connection.send(one_line(error))
 
 
-def _stepping(device: torch.device, pair: str, batch: int, precision: str):
-    run = run_of("kd", pair, batch, precision)
-    set_precision(precision)
-    trainer = step_cost.trainer_on_noise(run, device)
-    taken = captured(trainer.step, batch, device)
+def _stepping(device: torch.device, pair: str, batch: int, precision: str) -> Callable[[int], None]:
+    """Takes so many steps of a KD run, warmed up."""
+    step = stepper(run_of("kd", pair, batch, precision), device)
 
     def take(count: int) -> None:
         for _ in range(count):
-            step_cost.step(trainer, taken)
-        step_cost.now(device)
+            step()
+        now(device)
 
     take(WARM_UP[device.type])
     return take
 
 
-def _rate(take, device: torch.device, seconds: float) -> float:
+def _rate(take: Callable[[int], None], device: torch.device, seconds: float) -> float:
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         take(BLOCK[device.type])

@@ -35,7 +35,7 @@ from zoo.errors import BadInput, choose
 
 SPRINT = "sprint"
 SHARES = {  # of the time, among the sections that are done; what one leaves over goes to those after it
-    "machine": 10,
+    "machine": 12,
     "agreement": 20,
     "layouts": 26,
     "steps": 14,
@@ -47,6 +47,7 @@ SHARES = {  # of the time, among the sections that are done; what one leaves ove
 }
 GRACE_S = 20.0  # beyond its seconds, for the measurement that a section is at
 STARTS = 4  # of a section: each goes on behind the measurement that ended the process
+LEFT = "left"  # the answer of a process that wants to be replaced
 SMALL_SPRINT = {"grid": "quick", "only": "method=student,student=resnet8", "seeds": (0,)}
 
 
@@ -86,9 +87,6 @@ class Measuring:
         self.helper = None
 
 
-LEFT = "left"  # the answer of a process that should be replaced
-
-
 def serve(connection: Connection, out: Path, began: float, setting: Setting) -> None:
     """Do the sections that are asked for; the answer is how each ended."""
     facts = Facts(out, began)
@@ -102,7 +100,7 @@ def serve(connection: Connection, out: Path, began: float, setting: Setting) -> 
 
 def measure(name: str, setting: Setting, facts: Facts, until: float) -> str:
     """Take the measurements of a section that the facts do not hold yet, until the time is up."""
-    told = [{**fact} for fact in facts.read()]
+    told = facts.read()
     with closing(SECTIONS[name](setting)) as measurements:
         for measurement in measurements:
             known = {"fact": measurement.fact, **measurement.labels}
@@ -131,25 +129,21 @@ def perform(args: argparse.Namespace) -> int:
     setting = Setting(device, SMALL if args.small else Sizes(), args.data, args.weights)
     facts, until = Facts(args.out, began), time.monotonic() + 60 * args.minutes
     facts.add("program", minutes=args.minutes, device=str(device), small=args.small, sections=args.sections)
-    names, whole = [], True
-    for name in args.sections:
-        lacking = _lacking(name, args)
-        if lacking:
-            facts.add("section", section=name, ended=f"left out: {lacking}")
-        else:
-            names.append(name)
+    lacking = {name: _lacking(name, args) for name in args.sections}
+    for name in filter(lacking.get, lacking):
+        facts.add("section", section=name, ended=f"left out: {lacking[name]}")
+    names, whole = [name for name in args.sections if not lacking[name]], True
     with closing(Measuring(args.out, setting, facts)) as measuring:
         for position, name in enumerate(names):
-            left = until - time.monotonic()
+            started = time.monotonic()
+            left = max(0.0, until - started)
             seconds = left * SHARES[name] / sum(SHARES[each] for each in names[position:])
-            if left <= 0:
+            facts.add("begins", section=name, seconds=round(seconds, 1))
+            if not left:
                 ended = "out of time"
             else:
-                facts.add("begins", section=name, seconds=round(seconds, 1))
-                started = time.monotonic()
                 ended = _sprint(args, measuring, seconds) if name == SPRINT else measuring.section(name, seconds)
-                seconds = time.monotonic() - started
-            facts.add("section", section=name, ended=ended, took_s=round(seconds, 1) if left > 0 else 0)
+            facts.add("section", section=name, ended=ended, took_s=round(time.monotonic() - started, 1))
             whole &= ended == "done"
     page.write(facts.path, args.out / page.FILE)
     return DONE if whole else INCOMPLETE
@@ -169,12 +163,13 @@ def _lacking(name: str, args: argparse.Namespace) -> str:
 
 def _sprint(args: argparse.Namespace, measuring: Measuring, seconds: float) -> str:
     measuring.close()  # its memory is the runs' now
-    known = judge.slots(measuring.facts.read(), args.precision)
+    facts = measuring.facts.read()
+    known = judge.slots(facts, args.precision) or judge.slots(facts, DEFAULT_PRECISION)
     what = SMALL_SPRINT if args.small else {"grid": args.grid, "only": "", "seeds": (0, 1, 2)}
     sprint = sprints.Sprint(
         **what,
-        results=args.results,
-        out=args.out,
+        results=args.results.resolve(),
+        out=args.out.resolve(),
         device=args.device,
         precision=args.precision,
         slots=args.slots or (known.count if known else 1),

@@ -27,11 +27,12 @@ from bench.measure.gpu.trial import (
     layout,
     memory,
     run_of,
+    stepper,
     tensors,
     work_of,
 )
 from bench.provenance import code_version, device_name
-from bench.run import Data, Run, Strong
+from bench.run import Data, Precision, Run, Strong
 from bench.training import data as datasets
 from bench.training.capture import EAGER_STEPS, captured, own_stream
 from bench.training.devices import set_precision
@@ -68,21 +69,24 @@ class Measurement:
 
 def machine(at: Setting) -> Iterator[Measurement]:
     """The machine, what a run has by default on it, and the most that it does."""
-    yield Measurement("machine", {}, lambda: _machine(at.device))
-    yield Measurement("defaults", {}, lambda: _defaults(at))
-    rate = lambda value: {"per_s": value}  # noqa: E731
-    yield Measurement("copy", {}, lambda: rate(ceilings.copy(at.device, at.sizes.copied)))
+    yield Measurement("machine", {}, partial(_machine, at.device))
+    yield Measurement("defaults", {}, partial(_defaults, at))
+    yield Measurement("copy", {}, partial(_rate, ceilings.copy, at.device, at.sizes.copied))
     for precision in at.sizes.precisions:
-        labels = {"precision": precision}
-        yield Measurement("product", labels, lambda p=precision: rate(ceilings.product(at.device, p, at.sizes.matrix)))
-    shapes = ceilings.THIN[:1] if at.sizes.matrix else (*ceilings.THIN, *ceilings.WIDE)
+        work = partial(_rate, ceilings.product, at.device, precision, at.sizes.matrix)
+        yield Measurement("product", {"precision": precision}, work)
     for batch, precision, name in itertools.product(at.sizes.batches, at.sizes.precisions, ceilings.LAYOUTS):
+        labels = {"batch": batch, "precision": precision, "layout": name}
+        yield Measurement("convolution", labels, partial(_convolution, at, **labels))
 
-        def work(batch: int = batch, precision: str = precision, name: str = name) -> dict[str, Any]:
-            best, (channels, side) = ceilings.convolution(at.device, precision, name, batch, shapes)
-            return {"per_s": best, "channels": channels, "side": side}
 
-        yield Measurement("convolution", {"batch": batch, "precision": precision, "layout": name}, work)
+def _rate(measured: Callable[..., float], *given: Any) -> dict[str, float]:
+    return {"per_s": measured(*given)}
+
+
+def _convolution(at: Setting, batch: int, precision: Precision, layout: str) -> dict[str, Any]:
+    best, (channels, side) = ceilings.convolution(at.device, precision, layout, batch, at.sizes.convolved)
+    return {"per_s": best, "channels": channels, "side": side}
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def agreement(at: Setting) -> Iterator[Measurement]:
     for name, precision in (*((name, "fp32") for name in sizes.methods), *others):
         run = run_of(name, sizes.agreeing_pair, sizes.agreeing_batch, precision)
         labels = {"method": name, "precision": precision}
-        yield Measurement("agreement", labels, lambda run=run: agree(run, at.device, sizes.agreeing_steps))
+        yield Measurement("agreement", labels, partial(agree, run, at.device, sizes.agreeing_steps))
 
 
 def agree(run: Run, device: torch.device, steps: int) -> dict[str, Any]:
@@ -191,7 +195,7 @@ def layouts(at: Setting) -> Iterator[Measurement]:
     """KD on all pairs and batches: precision by layout, and then the same with cuDNN's autotuning."""
     sizes = at.sizes
     for tuned in (False, True) if at.device.type == "cuda" else (False,):  # a CPU has no cuDNN
-        for batch, pair in itertools.product(sizes.batches, sizes.pairs):
+        for pair, batch in itertools.product(sizes.pairs, sizes.batches):
             for precision, name in itertools.product(sizes.precisions, ceilings.LAYOUTS):
                 yield _step("layout", run_of("kd", pair, batch, precision), at, name, tuned)
 
@@ -204,12 +208,14 @@ def steps(at: Setting) -> Iterator[Measurement]:
 
 
 def _step(kind: str, run: Run, at: Setting, name: str, tuned: bool) -> Measurement:
-    def work() -> dict[str, Any]:
-        with layout(name), ceilings.autotuned(tuned), memory(at.device) as peak:
-            step_s = calibration.measure(run, at.device, time.monotonic() + AT_MOST_S)
-        return {"ms": 1e3 * step_s, **peak, **work_of(run)}
+    labels = {**_labels(run), "layout": name, "autotuned": tuned}
+    return Measurement(kind, labels, partial(_time_and_memory, run, at.device, name, tuned))
 
-    return Measurement(kind, {**_labels(run), "layout": name, "autotuned": tuned}, work)
+
+def _time_and_memory(run: Run, device: torch.device, name: str, tuned: bool) -> dict[str, Any]:
+    with layout(name), ceilings.autotuned(tuned), memory(device) as peak:
+        step_s = calibration.measure(run, device, time.monotonic() + AT_MOST_S)
+    return {"ms": 1e3 * step_s, **peak, **work_of(run)}
 
 
 def _labels(run: Run) -> dict[str, Any]:
@@ -225,15 +231,12 @@ def kernels(at: Setting) -> Iterator[Measurement]:
         if precision != "fp32":
             name = "NHWC"  # that of its fast convolutions
         labels = {**_labels(run), "layout": name}
-        yield Measurement("kernels", labels, lambda run=run, name=name: _kernels(run, at, name))
+        yield Measurement("kernels", labels, partial(_kernels, run, at, name))
 
 
 def _kernels(run: Run, at: Setting, name: str) -> dict[str, Any]:
-    set_precision(run.precision)
     with layout(name), own_stream(at.device):
-        trainer = step_cost.trainer_on_noise(run, at.device)
-        taken = captured(trainer.step, run.train.batch, at.device)
-        take = lambda: step_cost.step(trainer, taken)  # noqa: E731
+        take = stepper(run, at.device)
         step_s = speed.timed(take, at.device, 4 * at.sizes.profiled_steps)
         rows = speed.profiled(take, at.device, at.sizes.profiled_steps)
     if not rows:
@@ -250,13 +253,15 @@ def processes(at: Setting) -> Iterator[Measurement]:
     # The larger batch, that of `sprint`, decides for real results.
     trials = itertools.product(reversed(sizes.batches), precisions, sizes.processes)
     with at_once.Processes(max(sizes.processes), at.device, sizes.pairs[0]) as stepping:
-
-        def work(*trial: Any) -> dict[str, float]:
-            return {"steps_per_s": stepping.rate(*trial, sizes.stepping_s)}
-
         for batch, precision, count in trials:
             labels = {"processes": count, "batch": batch, "precision": precision}
-            yield Measurement("at once", labels, partial(work, count, batch, precision))
+            yield Measurement(
+                "at once", labels, partial(_together, stepping, count, batch, precision, sizes.stepping_s)
+            )
+
+
+def _together(stepping: at_once.Processes, *trial: Any) -> dict[str, float]:
+    return {"steps_per_s": stepping.rate(*trial)}
 
 
 def plain(at: Setting) -> Iterator[Measurement]:
@@ -266,14 +271,14 @@ def plain(at: Setting) -> Iterator[Measurement]:
     views = {"weak": None, "weak+strong": STRONG, "paired": STRONG}
     for name, strong in views.items():
         data = Data(dataset="cifar100", train_images=None, views=name, strong=strong)
-        work = lambda data=data: _seconds(lambda: datasets.augmented_epoch(dataset, data, 0, 1), at.device)  # noqa: E731
+        work = partial(_seconds, partial(datasets.augmented_epoch, dataset, data, 0, 1), at.device)
         yield Measurement("epoch", {"part": f"augmentation, {name}", "images": sizes.images}, work)
     student = zoo.build(sizes.pairs[0].partition("-")[2]).to(at.device)
-    work = lambda: _seconds(lambda: evaluate(student, dataset), at.device)  # noqa: E731
+    work = partial(_seconds, partial(evaluate, student, dataset), at.device)
     yield Measurement("epoch", {"part": "evaluation", "images": len(dataset.test_labels)}, work)
     for pair in sizes.plain_pairs:
         run = run_of("kd", pair, sizes.batches[0])
-        yield Measurement("plain", _labels(run), lambda run=run: _plain(run, dataset, sizes))
+        yield Measurement("plain", _labels(run), partial(_plain, run, dataset, sizes))
 
 
 def _plain(run: Run, dataset: datasets.Dataset, sizes: Sizes) -> dict[str, Any]:
@@ -304,7 +309,7 @@ def accepted(at: Setting) -> Iterator[Measurement]:
     """The checks of `bench.acceptance`, on real images."""
     for check in acceptance.checks(at.device, at.data, at.weights):
         found = {"holds": check.holds, "found": check.found}
-        yield Measurement("acceptance", {"check": check.name}, lambda found=found: found)
+        yield Measurement("acceptance", {"check": check.name}, partial(dict, found))
 
 
 SECTIONS: dict[str, Callable[[Setting], Iterator[Measurement]]] = {

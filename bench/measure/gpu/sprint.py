@@ -64,9 +64,10 @@ def run(sprint: Sprint, facts: Facts, seconds: float) -> str:
 
 def _call(command: list[str], seconds: float, weights: Path | None = None) -> int | str:
     """The exit status, or what became of it."""
-    environment = {**os.environ, **({WEIGHTS_VARIABLE: str(weights)} if weights else {})}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, **({WEIGHTS_VARIABLE: str(weights)} if weights else {})}
     try:
-        return subprocess.run(command, cwd=ROOT, env=environment, timeout=max(5.0, seconds)).returncode
+        return subprocess.run(command, env=environment, timeout=max(5.0, seconds)).returncode
     except subprocess.TimeoutExpired:
         return f"killed after {seconds:.0f} s"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,12 @@ from torch import Tensor
 import methods
 from bench import protocol
 from bench.cost import step_flop
-from bench.measure import ceilings
+from bench.measure import ceilings, step_cost
+from bench.measure.ceilings import THIN, WIDE
 from bench.run import Precision, Run, Teacher
 from bench.training import devices, evaluate, trainer
+from bench.training.capture import captured
+from bench.training.devices import set_precision
 
 LARGE = 512  # from this batch on a run is one of `sprint`, below it one of `standard`
 
@@ -35,6 +38,7 @@ class Sizes:
     agreeing_methods: tuple[str, ...] = ("kd", "crd", "mlkd", "skd")  # in the other precisions
     matrix: int | None = None  # rows; the default of `ceilings`
     copied: int | None = None  # bytes; likewise
+    convolved: tuple[tuple[int, int], ...] = (THIN[0], *WIDE)  # channels and side
     processes: tuple[int, ...] = (1, 2, 4)
     stepping_s: float = 4.0  # of the processes of a count
     plain_pairs: tuple[str, ...] = ("resnet56-resnet20", "wrn_40_2-wrn_16_2")
@@ -55,6 +59,7 @@ SMALL = Sizes(
     agreeing_methods=("kd",),
     matrix=64,
     copied=1 << 20,
+    convolved=THIN[:1],
     processes=(1, 2),
     stepping_s=0.2,
     plain_pairs=("resnet8-resnet8",),
@@ -77,6 +82,14 @@ def run_of(name: str, pair: str, batch: int, precision: Precision = "fp32") -> R
 def work_of(run: Run) -> dict[str, float]:
     """What a step of a run has to do at least."""
     return {"flop": step_flop(run), "bytes": ceilings.step_bytes(run)}
+
+
+def stepper(run: Run, device: torch.device) -> Callable[[], None]:
+    """The next step of a run on noise, as training takes it: captured on a GPU. To be called on a stream of its own."""
+    set_precision(run.precision)
+    at = step_cost.trainer_on_noise(run, device)
+    taken = captured(at.step, run.train.batch, device)
+    return lambda: step_cost.step(at, taken)
 
 
 def tensors(at: trainer.Trainer) -> list[Tensor]:

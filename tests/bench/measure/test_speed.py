@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torchvision.datasets import FakeData
 from torchvision.transforms import ToTensor
 
@@ -48,6 +51,18 @@ def test_profile_sums_to_the_whole(kd):
     shares = [float(row.split("|")[3]) for row in rows]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for row, share in zip(rows, shares, strict=True) if "convolution" in row or "Batch" in row)
+
+
+def test_a_kernel_counts_once():
+    """Its launch has its time, too, and so has what was annotated around it."""
+    kernel = dict(key="bn", device_type=DeviceType.CUDA, count=10, self_device_time_total=4000.0)
+    events = [
+        SimpleNamespace(**{**kernel, "key": "copy", "self_device_time_total": 1000.0}),
+        SimpleNamespace(**kernel),
+        SimpleNamespace(**{**kernel, "key": "cudaGraphLaunch", "device_type": DeviceType.CPU}),
+        SimpleNamespace(**{**kernel, "key": "Optimizer.step"}, is_user_annotation=True),
+    ]
+    assert speed.longest_first(events, True, 5) == [("bn", 2.0, 0.8), ("copy", 2.0, 0.2)]
 
 
 def test_a_wrong_request_gets_one_line(capsys):
