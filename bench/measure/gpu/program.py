@@ -99,8 +99,13 @@ def serve(connection: Connection, out: Path, began: float, setting: Setting) -> 
 
 
 def measure(name: str, setting: Setting, facts: Facts, until: float) -> str:
-    """Take the measurements of a section that the facts do not hold yet, until the time is up."""
+    """Take the measurements of a section that the facts do not hold yet, until the time is up.
+
+    What failed is tried again by another call of the program, and not by the process that follows a spoiled one.
+    """
     told = facts.read()
+    call = max((position for position, fact in enumerate(told) if fact["fact"] == "program"), default=0)
+    told = [fact for position, fact in enumerate(told) if position >= call or "error" not in fact]
     with closing(SECTIONS[name](setting)) as measurements:
         for measurement in measurements:
             known = {"fact": measurement.fact, **measurement.labels}

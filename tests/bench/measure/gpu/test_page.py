@@ -202,13 +202,27 @@ def test_in_short_and_what_failed():
     assert "find out why before these are believed" in text
     assert judge.troubles(FACTS) == [
         "layout (kd, resnet56-resnet20, 64, tf32, NCHW): RuntimeError: CUDA error",
-        "section layouts: out of time",
         "agreement (skd, tf32) does not hold: loss off by 5.0e-01, update off by 1.0e+00, state off by 2.0e-01",
         "acceptance (sskd/resnet56) does not hold: top-1 1.00",
+        "section layouts: out of time",
         "section kernels: the facts end within it",
         "section acceptance: never begun",
         "section sprint: never begun",
     ]
+
+
+def test_what_a_later_call_made_good_is_no_trouble():
+    later = [
+        {"fact": "program", "sections": ["layouts", "sprint"]},
+        {"fact": "layout", "method": "kd", "pair": PAIR, "batch": 64, "precision": "tf32", "layout": "NCHW",
+         "autotuned": False, "ms": 4.0},
+        {"fact": "section", "section": "layouts", "ended": "done"},
+        {"fact": "section", "section": "sprint", "ended": "failed: x"},
+    ]  # fmt: skip
+    said = judge.troubles([*FACTS, *later])
+    assert not [line for line in said if "layout" in line] and "section sprint: failed: x" in said
+    other = [{**fact, "precision": "fp32"} for fact in later]
+    assert any("CUDA error" in line for line in judge.troubles([*FACTS, *other]))
 
 
 def test_a_page_wherever_the_facts_end(tmp_path):

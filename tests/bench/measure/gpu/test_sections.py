@@ -159,6 +159,8 @@ def test_after_an_error_on_a_gpu_a_fresh_process_goes_on(made_up, setting, facts
     gpu = Setting(torch.device("cuda"), trial.SMALL, None, None)
     assert measure(gpu, facts) == program.LEFT and made_up[0] == [0, 1]
     assert measure(gpu, facts) == "done" and made_up[0] == [0, 1, 2]  # nothing twice, the error neither
+    facts.add("program")
+    assert measure(gpu, facts) == program.LEFT and made_up[0] == [0, 1, 2, 1]  # another call tries again
     made_up[1][0] = torch.OutOfMemoryError("CUDA out of memory")
     facts.path.unlink()
     assert measure(gpu, facts) == "done"
