@@ -222,7 +222,8 @@ def troubles(facts: Sequence[Fact]) -> list[str]:
         if "error" in fact and not _made_good(fact, facts[position + 1 :]):
             found.append(f"{kind}{f' ({what})' if what else ''}: {fact['error']}")
         elif kind in ("agreement", "acceptance") and "error" not in fact and not fact.get("holds"):
-            off = (f"{name.removesuffix('_off')} off by {fact[name]:.1e}" for name in fact if name.endswith("_off"))
+            off = [f"{name.removesuffix('_off')} off by {fact[name]:.1e}" for name in fact if name.endswith("_off")]
+            off += ["not captured"] if fact.get("captured") is False else []
             found.append(f"{kind} ({what}) does not hold: {fact.get('found') or ', '.join(off)}")
     ended = {fact.get("section"): fact.get("ended") for fact in facts if fact["fact"] == "section"}
     wanted = [name for fact in facts if fact["fact"] == "program" for name in fact.get("sections", [])]

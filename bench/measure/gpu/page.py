@@ -199,14 +199,13 @@ def _epoch(facts: Sequence[Fact]) -> Iterator[str]:
 
 
 def _agreement(facts: Sequence[Fact]) -> Iterator[str]:
-    kinds = ("loss_off", "update_off", "state_off")
-    lines = [
-        [fact.get("method"), fact.get("precision"), *(f"{fact.get(kind, float('nan')):.1e}" for kind in kinds),
-         "yes" if fact.get("deterministic") else "no", "yes" if fact.get("holds") else "**no**"]
-        for fact in good(facts, "agreement")
-    ]  # fmt: skip
+    lines = []
+    for fact in good(facts, "agreement"):
+        off = [f"{fact[kind]:.1e}" if kind in fact else "" for kind in ("loss_off", "update_off", "state_off")]
+        known = ["yes" if fact.get(word) else "no" for word in ("captured", "deterministic", "holds")]
+        lines.append([fact.get("method"), fact.get("precision"), *off, *known])
     if lines:
-        heads = ["Method", "precision", "loss off", "update off", "state off", "deterministic", "holds"]
+        heads = ["Method", "precision", "loss off", "update off", "state off", "captured", "deterministic", "holds"]
         yield tabulate(lines, heads, "github", disable_numparse=True)
 
 

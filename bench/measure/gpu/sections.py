@@ -143,16 +143,23 @@ def agree(run: Run, device: torch.device, steps: int) -> dict[str, Any]:
     kernel may be one that cannot be captured; then those that training takes are compared.
     """
     set_precision(run.precision)
+    wanted, reason = device.type == "cuda", ""
     try:
         with deterministic():
-            worst, known = _distances(run, device, steps), {"deterministic": True}
+            worst, replayed = _distances(run, device, steps)
+        if wanted and not replayed:
+            reason = "not captured"
     except RuntimeError as error:
-        worst, known = _distances(run, device, steps), {"deterministic": False, "reason": one_line(error)}
-    holds = all(worst[kind] <= most for kind, most in TOLERANCES.items())
-    return {**worst, "steps": steps, "holds": holds, **known}
+        reason = one_line(error)
+    if reason:
+        worst, replayed = _distances(run, device, steps)
+    holds = all(worst[kind] <= most for kind, most in TOLERANCES.items()) and (replayed or not wanted)
+    known = {"steps": steps, "holds": holds, "captured": replayed, "deterministic": not reason}
+    return {**worst, **known, **({"reason": reason} if reason else {})}
 
 
-def _distances(run: Run, device: torch.device, steps: int) -> dict[str, float]:
+def _distances(run: Run, device: torch.device, steps: int) -> tuple[dict[str, float], bool]:
+    """The largest distances by kind, and whether the steps were captured."""
     worst = dict.fromkeys(TOLERANCES, 0.0)
     with own_stream(device):
         eager, other = (step_cost.trainer_on_noise(run, device) for _ in range(2))
@@ -176,7 +183,7 @@ def _distances(run: Run, device: torch.device, steps: int) -> dict[str, float]:
             }
             off = {kind: float(value.nan_to_num(nan=math.inf)) for kind, value in off.items()}  # NaN: as far as can be
             worst = {kind: max(worst[kind], off[kind]) for kind in worst}
-    return worst
+    return worst, getattr(take, "result", None) is not None
 
 
 def _batch(at: Any, run: Run, number: int) -> tuple:

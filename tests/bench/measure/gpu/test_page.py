@@ -52,7 +52,7 @@ def made_up() -> list[dict]:
         {"fact": "agreement", "method": "kd", "precision": "fp32", "loss_off": 0.0, "update_off": 0.0,
          "state_off": 0.0, "holds": True, "deterministic": True},
         {"fact": "agreement", "method": "skd", "precision": "tf32", "loss_off": 0.5, "update_off": 1.0,
-         "state_off": 0.2, "holds": False, "deterministic": True},
+         "holds": False, "captured": False, "deterministic": True},
         {"fact": "kernels", "method": "kd", "pair": PAIR, "batch": 64, "precision": "fp32", "layout": "NCHW",
          "ms": 4.0, "busy_ms": 2.4, "kernels": 800, "flop": FLOP[64], "bytes": BYTES[64],
          "top": [["bn_fw", 20, 600.0]]},
@@ -202,7 +202,7 @@ def test_in_short_and_what_failed():
     assert "find out why before these are believed" in text
     assert judge.troubles(FACTS) == [
         "layout (kd, resnet56-resnet20, 64, tf32, NCHW): RuntimeError: CUDA error",
-        "agreement (skd, tf32) does not hold: loss off by 5.0e-01, update off by 1.0e+00, state off by 2.0e-01",
+        "agreement (skd, tf32) does not hold: loss off by 5.0e-01, update off by 1.0e+00, not captured",
         "acceptance (sskd/resnet56) does not hold: top-1 1.00",
         "section layouts: out of time",
         "section kernels: the facts end within it",

@@ -36,7 +36,7 @@ def agree(name="kd", steps=2):
 def test_a_step_agrees_with_itself():
     """crd: a memory that steps write, and indices that they read."""
     found = agree("crd")
-    assert found["holds"] and found["deterministic"] and found["steps"] == 2
+    assert found["holds"] and found["deterministic"] and found["steps"] == 2 and not found["captured"]
     assert all(found[kind] < 1e-6 for kind in sections.TOLERANCES)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -85,6 +85,21 @@ def test_what_cannot_be_captured_deterministically_is_compared_as_it_is(monkeypa
     captured_wrongly(monkeypatch, wrong)
     found = agree()
     assert found["holds"] and not found["deterministic"] and found["reason"].endswith("is capturing")
+
+
+def test_a_step_that_was_not_captured_does_not_hold(monkeypatch):
+    """On a GPU eager steps beside eager ones would say nothing."""
+    tries = []
+
+    def distances(run, device, steps):
+        tries.append(torch.are_deterministic_algorithms_enabled())
+        return dict.fromkeys(sections.TOLERANCES, 0.0), captured[len(tries) - 1]
+
+    monkeypatch.setattr(sections, "_distances", distances)
+    for captured, holds in (([False, False], False), ([False, True], True), ([True], True)):
+        tries.clear()
+        found = sections.agree(trial.run_of("kd", "resnet8-resnet8", 8), torch.device("cuda"), 2)
+        assert found["holds"] == holds and tries == [True, False][: len(captured)]
 
 
 def test_a_layout_is_tried_and_put_back():
