@@ -14,6 +14,7 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
     "test_submission.py",
     "test_readme.py",
     "test_chaos.py",
+    "test_rehearsal.py",
     "test_acceptance.py",
     "test_slurm_limit.py",
     "test_task.py",

@@ -2,11 +2,8 @@
 
 The plain loop is what the field's repositories do: PIL transforms in a DataLoader with two workers, eager networks in
 PyTorch's default layout, the loss fetched at every step. It has the same networks, losses and batch. Both are timed in
-turns and the shortest of each is shown, since what else runs on the machine only ever adds to it.
-
-The floor is the larger of two times: the step's FLOP (`bench.cost`) at the device's best measured convolution or matrix
-product, and its bytes at the measured bandwidth. Bytes: each output of a convolution, BatchNorm or linear layer written
-and read once in a forward pass, and twice that again in the student's backward pass.
+turns and the shortest of each is shown, since what else runs on the machine only ever adds to it. The floor is that of
+`bench.measure.ceilings`.
 """
 
 from __future__ import annotations
@@ -14,14 +11,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +29,8 @@ import methods
 import zoo
 from bench import protocol
 from bench.commandline import Parser, refuse
-from bench.cost import step_flop
+from bench.datasets import TRAIN_IMAGES
+from bench.measure.ceilings import limits
 from bench.measure.step_cost import now
 from bench.provenance import device_name
 from bench.run import Precision, Run, Teacher
@@ -39,7 +40,6 @@ from bench.training.devices import autocast, check_precision, parse_device, set_
 from bench.training.member import seeded
 from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput, choose
-from zoo.outputs import IMAGE
 
 PAIRS = ("resnet56-resnet20", "wrn_40_2-wrn_16_2")
 WORKERS = 2  # of the plain loop's DataLoader
@@ -56,8 +56,26 @@ PARTS = {  # of a step, by words in the names of operations and kernels
 Batch = tuple[Tensor, Tensor | None, Tensor]  # images, strongly augmented images, labels
 
 
-def pil_images(views: str, root: Path) -> Dataset:
-    """CIFAR-100's training set as the field feeds it; two views of an image where `views` is "paired"."""
+class RandomImages(Dataset):
+    """Random pixels as torchvision's CIFAR100 keeps and hands out its images: they cost what real ones do."""
+
+    def __init__(self, images: int, transform: Callable[[Image.Image], object]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.data = torch.randint(0, 256, (images, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        return self.transform(Image.fromarray(self.data[index])), index % datasets.NUM_CLASSES
+
+
+def pil_images(views: str, root: Path | None, images: int = TRAIN_IMAGES["cifar100"]) -> Dataset:
+    """CIFAR-100's training set as the field feeds it; two views of an image where `views` is "paired".
+
+    Without a folder so many random images instead.
+    """
     from torchvision import transforms
     from torchvision.datasets import CIFAR100
 
@@ -66,7 +84,7 @@ def pil_images(views: str, root: Path) -> Dataset:
     weak = transforms.Compose([*crop, *end])
     strong = transforms.Compose([*crop, transforms.RandAugment(2), *end])
     seen = (lambda image: (weak(image), strong(image))) if views == "paired" else weak
-    return CIFAR100(root, train=True, transform=seen)
+    return RandomImages(images, seen) if root is None else CIFAR100(root, train=True, transform=seen)
 
 
 class Plain:
@@ -116,7 +134,14 @@ def plain_s(run: Run, teacher: nn.Module, images: Dataset, labels: Tensor, devic
     """Seconds of a step of the plain loop, loader included."""
     plain = Plain(run, teacher, labels, device)
     indices = torch.arange(run.train.batch, device=device)
-    loader = DataLoader(images, run.train.batch, shuffle=True, num_workers=WORKERS, drop_last=True)
+    loader = DataLoader(
+        images,
+        run.train.batch,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        multiprocessing_context="fork",  # as the field's loops have it, also within a process that was spawned
+    )
 
     def batches() -> Iterator[Batch]:
         while True:
@@ -130,7 +155,7 @@ def plain_s(run: Run, teacher: nn.Module, images: Dataset, labels: Tensor, devic
             weak, strong = (None if view is None else view.to(device) for view in views)
             plain.step(weak, strong, wanted.to(device), indices)
 
-        return _timed(take, device, steps)
+        return timed(take, device, steps)
 
 
 def ours_s(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) -> float:
@@ -138,7 +163,7 @@ def ours_s(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) 
     device = dataset.train_labels.device
     with own_stream(device):
         take, epoch, augmented_s = _ours(run, teacher, dataset)
-        return _timed(take, device, steps) + augmented_s / epoch.steps(run.train.batch)
+        return timed(take, device, steps) + augmented_s / epoch.steps(run.train.batch)
 
 
 def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Callable, datasets.Epoch, float]:
@@ -158,7 +183,7 @@ def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Call
     return take, epoch, augmented_s
 
 
-def _timed(take: Callable[[], None], device: torch.device, steps: int) -> float:
+def timed(take: Callable[[], None], device: torch.device, steps: int) -> float:
     for _ in range(WARM_UP):
         take()
     started = now(device)
@@ -167,86 +192,38 @@ def _timed(take: Callable[[], None], device: torch.device, steps: int) -> float:
     return (now(device) - started) / steps
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the device does at best."""
-
-    flop_per_s: float
-    bytes_per_s: float
-
-    def floor_s(self, run: Run) -> float:
-        """The least that a step of a run takes."""
-        return max(step_flop(run) / self.flop_per_s, step_bytes(run) / self.bytes_per_s)
+def profiled(take: Callable[[], None], device: torch.device, steps: int) -> list[tuple[str, float, float]]:
+    """(name, how often a step, ms a step) of each operation (CPU) or kernel (GPU), the longest first."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+        for _ in range(steps):
+            take()
+        now(device)
+    return longest_first(seen.key_averages(), cuda, steps)
 
 
-def limits(device: torch.device, precision: Precision) -> Limits:
-    """Measured: the best of 3x3 convolutions of 64 images, in both layouts, and a matrix product; a copy."""
-    set_precision(precision)
-    flop_per_s = 0.0
-    with torch.no_grad(), autocast(precision, device):
-        a = torch.randn(2048, 2048, device=device)
-        flop_per_s = 2 * 2048**3 / _least_s(lambda: a @ a, device)
-        for channels, size in ((64, 32), (128, 16), (256, 8)):
-            for layout in (torch.contiguous_format, torch.channels_last):
-                x = torch.randn(64, channels, size, size, device=device).contiguous(memory_format=layout)
-                w = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=layout)
-                work = lambda x=x, w=w: nn.functional.conv2d(x, w, padding=1)  # noqa: E731
-                flop = 2 * 9 * channels * x.numel()
-                flop_per_s = max(flop_per_s, flop / _least_s(work, device))
-        source = torch.empty(1 << (27 if device.type == "cuda" else 26), device=device)
-        target = torch.empty_like(source)
-        bytes_per_s = 2 * source.nbytes / _least_s(lambda: target.copy_(source), device)
-    return Limits(flop_per_s, bytes_per_s)
-
-
-def _least_s(work: Callable[[], object], device: torch.device, turns: int = 10) -> float:
-    times = []
-    for _ in range(turns + 2):
-        started = now(device)
-        work()
-        times.append(now(device) - started)
-    return min(times)
-
-
-def step_bytes(run: Run) -> float:
-    """Bytes of a step, as the module says; in bfloat16 half of them."""
-    passes = 6 * _outputs_of(run.student) + 2 * (_outputs_of(run.teacher.arch) if run.teacher else 0)
-    views = 2 if run.data.views == "paired" else 1
-    return passes * run.train.batch * views * (2 if run.precision == "bf16" else 4)
-
-
-@torch.no_grad()
-def _outputs_of(arch: str) -> int:
-    """Numbers that the layers of a network put out for one image."""
-    net, seen = zoo.build(arch).eval(), 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal seen
-        seen += output.numel()
-
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
-            module.register_forward_hook(add)
-    net(torch.zeros(1, *IMAGE))
-    return seen
+def longest_first(events: Iterable[Any], cuda: bool, steps: int) -> list[tuple[str, float, float]]:
+    """What `profiled` returns, of the profiler's averages. On a GPU what launched a kernel would count it again."""
+    rows = []
+    for event in events:
+        if cuda and (event.device_type != DeviceType.CUDA or getattr(event, "is_user_annotation", False)):
+            continue
+        spent_us = event.self_device_time_total if cuda else event.self_cpu_time_total
+        rows.append((event.key, event.count / steps, spent_us / 1e3 / steps))
+    return sorted(rows, key=lambda row: -row[2])
 
 
 def parts_table(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) -> str:
     """Where a step's time goes, by kind of operation (CPU) or kernel (GPU)."""
     device = dataset.train_labels.device
-    cuda = device.type == "cuda"
     with own_stream(device):
         take, _, _ = _ours(run, teacher, dataset)
-        _timed(take, device, 1)
-        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
-            for _ in range(steps):
-                take()
-            now(device)
+        timed(take, device, 1)
+        seen = profiled(take, device, steps)
     spent = dict.fromkeys((*PARTS, "other"), 0.0)
-    for event in seen.key_averages():
-        name = event.key.lower()
-        part = next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
-        spent[part] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / steps
+    for name, _, ms in seen:
+        part = next((part for part, words in PARTS.items() if any(word in name.lower() for word in words)), "other")
+        spent[part] += ms
     whole = sum(spent.values())
     rows = [[part, ms, 100 * ms / whole] for part, ms in sorted(spent.items(), key=lambda item: -item[1])]
     return tabulate(rows, ["part of a step", "ms", "%"], "github", (None, ".2f", ".1f"))
@@ -318,15 +295,13 @@ def _main(args: argparse.Namespace) -> int:
     print(f"{device_name(device)}{threads}, torch {torch.__version__}, {batch}", flush=True)
     if args.profile:
         for run in runs:
-            print(
-                f"\n{run.teacher.arch}-{run.student} {run.method}\n{parts_table(run, _net(run), dataset, args.steps)}"
-            )
+            print(f"\n{_name(run)}\n{parts_table(run, random_teacher(run), dataset, args.steps)}")
         return 0
     if args.agreement:
         for run in runs:
             for dtype in (torch.float32, torch.float64):
                 for epoch in (1, run.train.epochs):
-                    off = agreement(run, _net(run), dataset, args.steps, dtype, epoch)
+                    off = agreement(run, random_teacher(run), dataset, args.steps, dtype, epoch)
                     at = f"{args.steps} steps at the learning rate of epoch {epoch}, {str(dtype)[6:]}"
                     print(f"{_name(run)}: weights {off:.1e} apart after {at}", flush=True)
         return 0
@@ -337,8 +312,8 @@ def _main(args: argparse.Namespace) -> int:
         images = pil_images(run.data.views, root)
         times = [
             (
-                plain_s(run, _net(run), images, dataset.train_labels, device, args.steps),
-                ours_s(run, _net(run), dataset, args.steps),
+                plain_s(run, random_teacher(run), images, dataset.train_labels, device, args.steps),
+                ours_s(run, random_teacher(run), dataset, args.steps),
             )
             for _ in range(args.rounds)
         ]
@@ -366,7 +341,7 @@ def _name(run: Run) -> str:
     return f"{run.teacher.arch}-{run.student} {run.method}"
 
 
-def _net(run: Run) -> nn.Module:
+def random_teacher(run: Run) -> nn.Module:
     """A random teacher, the same each time."""
     with seeded(run.seed, "teacher of a benchmark"):
         return zoo.build(run.teacher.arch).requires_grad_(False)
