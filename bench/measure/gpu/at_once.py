@@ -71,7 +71,7 @@ def serve(connection: Connection, device_name: str, pair: str) -> None:
 
 def _stepping(device: torch.device, pair: str, batch: int, precision: str) -> Callable[[int], None]:
     """Takes so many steps of a KD run, warmed up."""
-    step = stepper(run_of("kd", pair, batch, precision), device)
+    step = stepper([run_of("kd", pair, batch, precision)], device)
 
     def take(count: int) -> None:
         for _ in range(count):

@@ -167,6 +167,17 @@ def _at_once(facts: Sequence[Fact]) -> Iterator[str]:
         yield _table(lines, heads, (None, None, None, ".1f", ".2f"))
 
 
+def _cohorts(facts: Sequence[Fact]) -> Iterator[str]:
+    lines = [
+        [fact.get("batch"), fact.get("precision"), fact.get("runs"), fact["alone_ms"], fact["ms"],
+         fact["alone_ms"] / fact["ms"], fact.get("reserved_gib")]
+        for fact in good(facts, "cohort", "ms", "alone_ms")
+    ]  # fmt: skip
+    if lines:
+        heads = ["batch", "precision", "runs", "one by one (ms)", "together (ms)", "ratio", "memory (GiB)"]
+        yield _table(lines, heads, (None, None, None, ".2f", ".2f", ".2f", ".2f"))
+
+
 def _plain(facts: Sequence[Fact]) -> Iterator[str]:
     lines = []
     for fact in good(facts, "plain", "ms", "plain_ms"):
@@ -255,6 +266,7 @@ SECTIONS: dict[str, Callable[[Sequence[Fact]], Iterator[str]]] = {
     "What a step is bound by": _bounds,
     "KD, by precision and layout": _speeds,
     "Methods": _methods,
+    "Methods together": _cohorts,
     "Runs at once": _at_once,
     "Beside the plain loop": _plain,
     "Around the steps": _epoch,

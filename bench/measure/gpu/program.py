@@ -39,6 +39,7 @@ SHARES = {  # of the time, among the sections that are done; what one leaves ove
     "agreement": 20,
     "layouts": 26,
     "steps": 14,
+    "cohorts": 10,
     "kernels": 6,
     "processes": 14,
     "plain": 10,

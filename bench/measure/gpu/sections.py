@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from bench.training import data as datasets
 from bench.training.capture import EAGER_STEPS, captured, own_stream
 from bench.training.devices import set_precision
 from bench.training.evaluate import evaluate
+from bench.training.trainer import Trainer, results_of
 from zoo.outputs import IMAGE
 
 # Relative distances of one captured step from the eager one. Where kernels are deterministic all are 0; where one adds
@@ -133,64 +134,77 @@ def agreement(at: Setting) -> Iterator[Measurement]:
     for name, precision in (*((name, "fp32") for name in sizes.methods), *others):
         run = run_of(name, sizes.agreeing_pair, sizes.agreeing_batch, precision)
         labels = {"method": name, "precision": precision}
-        yield Measurement("agreement", labels, partial(agree, run, at.device, sizes.agreeing_steps))
+        yield Measurement("agreement", labels, partial(agree, [run], at.device, sizes.agreeing_steps))
+    runs = [run_of(name, sizes.agreeing_pair, sizes.agreeing_batch) for name in sizes.methods]
+    labels = {"method": "all together", "precision": "fp32"}
+    yield Measurement("agreement", labels, partial(agree, runs, at.device, sizes.agreeing_steps))
 
 
-def agree(run: Run, device: torch.device, steps: int) -> dict[str, Any]:
+def agree(runs: Sequence[Run], device: torch.device, steps: int) -> dict[str, Any]:
     """The largest distances of `steps` captured steps from eager ones, and whether they are within TOLERANCES.
 
     Each step starts from the eager trainer's state: what two free runs make of rounding says nothing. A deterministic
     kernel may be one that cannot be captured; then those that training takes are compared.
     """
-    set_precision(run.precision)
+    set_precision(runs[0].precision)
     wanted, reason = device.type == "cuda", ""
     try:
         with deterministic():
-            worst, replayed = _distances(run, device, steps)
+            worst, replayed = _distances(runs, device, steps)
         if wanted and not replayed:
             reason = "not captured"
     except RuntimeError as error:
         reason = one_line(error)
     if reason:
-        worst, replayed = _distances(run, device, steps)
+        worst, replayed = _distances(runs, device, steps)
     holds = all(worst[kind] <= most for kind, most in TOLERANCES.items()) and (replayed or not wanted)
     known = {"steps": steps, "holds": holds, "captured": replayed, "deterministic": not reason}
     return {**worst, **known, **({"reason": reason} if reason else {})}
 
 
-def _distances(run: Run, device: torch.device, steps: int) -> tuple[dict[str, float], bool]:
-    """The largest distances by kind, and whether the steps were captured."""
+def _distances(runs: Sequence[Run], device: torch.device, steps: int) -> tuple[dict[str, float], bool]:
+    """The largest distances of any of these runs by kind, and whether the steps were captured."""
     worst = dict.fromkeys(TOLERANCES, 0.0)
     with own_stream(device):
-        eager, other = (step_cost.trainer_on_noise(run, device) for _ in range(2))
-        take = captured(other.step, run.train.batch, device)
+        eager, other = (step_cost.trainer_on_noise(runs, device) for _ in range(2))
+        take = captured(other.step, device)
         if eager.teacher:
             other.teacher.load_state_dict(eager.teacher.state_dict())  # drawn apart
+        for ours, theirs in zip(eager.members, other.members, strict=True):
+            if ours.drifting:
+                theirs.drifting.load_state_dict(ours.drifting.state_dict())
         for number in range(EAGER_STEPS + steps):
             if number:  # before, both are as their seed has them, and momentum does not exist
                 for theirs, ours in zip(tensors(other), tensors(eager), strict=True):
                     theirs.detach().copy_(ours.detach())
-            before, batch = _flat(eager.trained), _batch(eager, run, number)
-            loss, replayed = eager.step(*batch)[0].double(), take(*batch)[0].double()
+            before, batch = [_flat(own.trained) for own in eager.members], _batch(eager, number)
+            losses, replayed = (
+                [values.double() for values, _ in results_of(step(*batch, members=at.members))]
+                for step, at in ((eager.step, eager), (take, other))
+            )
             if number < EAGER_STEPS:
                 continue  # not captured yet
-            after = _flat(eager.trained)
             both = zip(tensors(eager), tensors(other), strict=True)
-            off = {
-                "loss_off": (loss - replayed).abs().max() / loss.abs().sum(),
-                "update_off": (_flat(other.trained) - after).norm() / (after - before).norm(),
-                "state_off": max((a - b).double().norm() / (1e-6 + a.double().norm()) for a, b in both),
-            }
-            off = {kind: float(value.nan_to_num(nan=math.inf)) for kind, value in off.items()}  # NaN: as far as can be
-            worst = {kind: max(worst[kind], off[kind]) for kind in worst}
-    return worst, getattr(take, "result", None) is not None
+            state_off = max((a - b).double().norm() / (1e-6 + a.double().norm()) for a, b in both)
+            for own, theirs, was, loss, again in zip(
+                eager.members, other.members, before, losses, replayed, strict=True
+            ):
+                after = _flat(own.trained)
+                off = {
+                    "loss_off": (loss - again).abs().max() / loss.abs().sum(),
+                    "update_off": (_flat(theirs.trained) - after).norm() / (after - was).norm(),
+                    "state_off": state_off,
+                }
+                found = {kind: float(value.nan_to_num(nan=math.inf)) for kind, value in off.items()}  # NaN: at worst
+                worst = {kind: max(worst[kind], found[kind]) for kind in worst}
+    return worst, bool(getattr(take, "recordings", None))
 
 
-def _batch(at: Any, run: Run, number: int) -> tuple:
+def _batch(at: Trainer, number: int) -> tuple:
     """A batch of its own for each number, as a step takes it: images, labels and positions all differ."""
     images = at.dataset.train_images.roll(number, dims=-1)
     indices = torch.arange(len(images), device=images.device) + number * len(images)
-    strong = images.flip(-1) if run.data.views == "paired" else None
+    strong = images.flip(-1) if any(own.paired for own in at.members) else None
     return images, strong, at.dataset.train_labels[indices], indices
 
 
@@ -222,7 +236,25 @@ def _step(kind: str, run: Run, at: Setting, name: str, tuned: bool) -> Measureme
 def _time_and_memory(run: Run, device: torch.device, name: str, tuned: bool) -> dict[str, Any]:
     with layout(name), ceilings.autotuned(tuned), memory(device) as peak:
         step_s = calibration.measure(run, device, time.monotonic() + AT_MOST_S)
-    return {"ms": 1e3 * step_s, **peak, **work_of(run)}
+    return {"ms": 1e3 * sum(step_s), **peak, **work_of(run)}
+
+
+def cohorts(at: Setting) -> Iterator[Measurement]:
+    """All methods in one process: a step of all beside the sum of their steps alone, and its memory."""
+    precisions = [precision for precision in at.sizes.precisions if precision != "tf32"]
+    for batch, precision in itertools.product(at.sizes.batches, precisions):
+        runs = [run_of(name, at.sizes.pairs[0], batch, precision) for name in at.sizes.methods]
+        labels = {**_labels(runs[-1]), "method": "all together"}
+        yield Measurement("cohort", labels, partial(_cohort, runs, at))
+
+
+def _cohort(runs: Sequence[Run], at: Setting) -> dict[str, Any]:
+    alone_s = 0.0
+    for run in runs:
+        alone_s += sum(calibration.measure(run, at.device, time.monotonic() + AT_MOST_S / len(runs)))
+    with memory(at.device) as peak, own_stream(at.device):
+        step_s = speed.timed(stepper(runs, at.device), at.device, at.sizes.profiled_steps)
+    return {"ms": 1e3 * step_s, "alone_ms": 1e3 * alone_s, "runs": len(runs), **peak}
 
 
 def _labels(run: Run) -> dict[str, Any]:
@@ -243,7 +275,7 @@ def kernels(at: Setting) -> Iterator[Measurement]:
 
 def _kernels(run: Run, at: Setting, name: str) -> dict[str, Any]:
     with layout(name), own_stream(at.device):
-        take = stepper(run, at.device)
+        take = stepper([run], at.device)
         step_s = speed.timed(take, at.device, 4 * at.sizes.profiled_steps)
         rows = speed.profiled(take, at.device, at.sizes.profiled_steps)
     if not rows:
@@ -324,6 +356,7 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Measurement]]] = {
     "agreement": agreement,
     "layouts": layouts,
     "steps": steps,
+    "cohorts": cohorts,
     "kernels": kernels,
     "processes": processes,
     "plain": plain,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from bench.cost import step_flop
 from bench.measure import ceilings, step_cost
 from bench.measure.ceilings import THIN, WIDE
 from bench.run import Precision, Run, Teacher
-from bench.training import devices, evaluate, trainer
+from bench.training import devices, evaluate, member, trainer
 from bench.training.capture import captured
 from bench.training.devices import set_precision
 
@@ -84,31 +84,34 @@ def work_of(run: Run) -> dict[str, float]:
     return {"flop": step_flop(run), "bytes": ceilings.step_bytes(run)}
 
 
-def stepper(run: Run, device: torch.device) -> Callable[[], None]:
-    """The next step of a run on noise, as training takes it: captured on a GPU. To be called on a stream of its own."""
-    set_precision(run.precision)
-    at = step_cost.trainer_on_noise(run, device)
-    taken = captured(at.step, run.train.batch, device)
+def stepper(runs: Sequence[Run], device: torch.device) -> Callable[[], object]:
+    """The next step of runs on noise that train together, as training takes it: captured on a GPU.
+
+    To be called on a stream of its own.
+    """
+    set_precision(runs[0].precision)
+    at = step_cost.trainer_on_noise(runs, device)
+    taken = captured(at.step, device)
     return lambda: step_cost.step(at, taken)
 
 
 def tensors(at: trainer.Trainer) -> list[Tensor]:
     """Everything that a step changes."""
-    nets = [at.student, at.method, *([at.teacher] if at.teacher else [])]
-    momentum = [value for state in at.optimizer.state.values() for value in state.values()]
+    nets = [net for own in at.members for net in (own.student, own.method, own.drifting) if net]
+    momentum = [value for own in at.members for state in own.optimizer.state.values() for value in state.values()]
     return [*(value for net in nets for value in net.state_dict().values()), *momentum]
 
 
 def default_layout(precision: Precision, device: torch.device) -> str:
     """The name of the layout that training has today."""
-    chosen = devices.memory_format(device)
+    chosen = devices.memory_format(device, precision)
     return next(name for name, layout in ceilings.LAYOUTS.items() if layout == chosen)
 
 
 @contextmanager
 def layout(name: str) -> Iterator[None]:
     """Inside, training has that layout whatever the device and the precision."""
-    places = (trainer, evaluate)
+    places = (trainer, member, evaluate)
     before = [place.memory_format for place in places]
     for place in places:
         place.memory_format = lambda *given: ceilings.LAYOUTS[name]

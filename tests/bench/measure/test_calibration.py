@@ -181,7 +181,8 @@ def test_measures_steps_on_one_thread_and_leaves_no_trace(tmp_path, monkeypatch)
         started = time.perf_counter()
         found = calibration.calibrate(by_id(run), [], CPU)
         assert 0 < found.seconds[run.run_id] < 100 * (time.perf_counter() - started)
-        assert taken == [("kd", 1)] * 3 and torch.get_num_threads() == 2
+        assert set(taken) == {("kd", 1)} and len(taken) in (2, 3)  # on a busy machine two are enough
+        assert torch.get_num_threads() == 2
         assert torch.equal(drawn, torch.get_rng_state())
     finally:
         torch.set_num_threads(1)

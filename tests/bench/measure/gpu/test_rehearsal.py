@@ -53,7 +53,8 @@ def test_facts_of_every_kind(facts):
     precisions, batches = len(SMALL.precisions), len(SMALL.batches)
     assert count("machine") == count("defaults") == count("copy") == 1
     assert count("product") == precisions and count("convolution") == 2 * precisions * batches
-    assert count("agreement") == len(SMALL.methods) + len(SMALL.agreeing_methods) * (precisions - 1)
+    assert count("agreement") == len(SMALL.methods) + len(SMALL.agreeing_methods) * (precisions - 1) + 1  # all together
+    assert count("cohort") == precisions * batches
     assert count("layout") == 2 * precisions * batches * len(SMALL.pairs)
     assert count("step") == len(SMALL.methods) * batches
     assert count("at once") == len(SMALL.processes) * precisions * batches

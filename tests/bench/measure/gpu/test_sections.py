@@ -12,7 +12,7 @@ from bench.measure import step_cost
 from bench.measure.gpu import at_once, judge, program, sections, sprint, trial
 from bench.measure.gpu.facts import Facts
 from bench.measure.gpu.sections import Measurement, Setting
-from bench.training import evaluate, trainer
+from bench.training import evaluate, member, trainer
 from jobs import local
 
 torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def facts(tmp_path):
 
 
 def agree(name="kd", steps=2):
-    return sections.agree(trial.run_of(name, "resnet8-resnet8", 8), CPU, steps)
+    return sections.agree([trial.run_of(name, "resnet8-resnet8", 8)], CPU, steps)
 
 
 def test_a_step_agrees_with_itself():
@@ -44,11 +44,13 @@ def test_a_step_agrees_with_itself():
 def captured_wrongly(monkeypatch, wrong):
     """Let `wrong` do the steps that would be replayed."""
 
-    def captured(step, batch, device):
+    def captured(step, device):
         count = iter(range(100))
-        return lambda *given: (wrong if next(count) >= sections.EAGER_STEPS else lambda step, *given: step(*given))(
-            step, *given
-        )
+
+        def take(*given, members):
+            return wrong(step, *given) if next(count) >= sections.EAGER_STEPS else step(*given)
+
+        return take
 
     monkeypatch.setattr(sections, "captured", captured)
 
@@ -62,15 +64,16 @@ def test_a_wrong_replay_is_noticed(monkeypatch, fault):
             kept.append(given)
             return step(*kept[0]) if len(kept) > 1 else step(*given)
         if fault == "forgets momentum":
-            step.__self__.optimizer.state.clear()
+            step.__self__.members[0].optimizer.state.clear()
             return step(*given)
-        weights = [parameter.detach().clone() for parameter in step.__self__.trained]
+        trained = step.__self__.members[0].trained
+        weights = [parameter.detach().clone() for parameter in trained]
         found = step(*given)
         if fault == "no update":
-            for parameter, before in zip(step.__self__.trained, weights, strict=True):
+            for parameter, before in zip(trained, weights, strict=True):
                 parameter.detach().copy_(before)
             return found
-        return found[0] * float("nan"), None
+        return [(values * float("nan"), None) for values, _ in found]
 
     captured_wrongly(monkeypatch, wrong)
     assert not agree()["holds"]
@@ -98,17 +101,17 @@ def test_a_step_that_was_not_captured_does_not_hold(monkeypatch):
     monkeypatch.setattr(sections, "_distances", distances)
     for captured, holds in (([False, False], False), ([False, True], True), ([True], True)):
         tries.clear()
-        found = sections.agree(trial.run_of("kd", "resnet8-resnet8", 8), torch.device("cuda"), 2)
+        found = sections.agree([trial.run_of("kd", "resnet8-resnet8", 8)], torch.device("cuda"), 2)
         assert found["holds"] == holds and tries == [True, False][: len(captured)]
 
 
 def test_a_layout_is_tried_and_put_back():
-    before = trainer.memory_format, evaluate.memory_format
+    before = trainer.memory_format, member.memory_format, evaluate.memory_format
     for name, wanted in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
         with trial.layout(name):
-            at = step_cost.trainer_on_noise(trial.run_of("vanilla", "resnet8-resnet8", 8), CPU)
-            assert at.layout == wanted and evaluate.memory_format(CPU) == wanted
-    assert (trainer.memory_format, evaluate.memory_format) == before
+            at = step_cost.trainer_on_noise([trial.run_of("vanilla", "resnet8-resnet8", 8)], CPU)
+            assert at.layout == at.members[0].layout == wanted and evaluate.memory_format(CPU) == wanted
+    assert (trainer.memory_format, member.memory_format, evaluate.memory_format) == before
     assert trial.default_layout("fp32", CPU) == "NHWC"
 
 
@@ -134,7 +137,8 @@ def test_full_size_covers_what_is_asked():
     steps = {(labels["method"], labels["batch"]) for labels in (each.labels for each in sections.steps(full))}
     assert steps == {(name, batch) for name in trial.methods.names() for batch in (64, 1024)}
     agreeing = [each.labels for each in sections.agreement(full)]
-    assert {labels["method"] for labels in agreeing if labels["precision"] == "fp32"} == set(trial.methods.names())
+    wanted = {*trial.methods.names(), "all together"}
+    assert {labels["method"] for labels in agreeing if labels["precision"] == "fp32"} == wanted
     assert {labels["precision"] for labels in agreeing} == {"fp32", "tf32", "bf16"}
 
 
