@@ -31,12 +31,20 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, dataset: datasets.Dataset, on_batch: Callable[[], None] = lambda: None) -> Metrics:
-    """Metrics of `net` in eval mode (its mode is restored); counts stay on the device until the end."""
+def evaluate(
+    net: nn.Module,
+    dataset: datasets.Dataset,
+    on_batch: Callable[[], None] = lambda: None,
+    layout: torch.memory_format | None = None,
+) -> Metrics:
+    """Metrics of `net` in eval mode (its mode is restored); counts stay on the device until the end.
+
+    `layout` is that of its weights where it is not the device's for fp32.
+    """
     was_training = net.training
     net.eval()
     device = dataset.test_images.device
-    layout = memory_format(device)
+    layout = layout or memory_format(device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
     for part in datasets.slices(len(dataset.test_labels), BATCH[device.type]):
         labels = dataset.test_labels[part]
