@@ -65,4 +65,6 @@ def _what(outcome: str, message: str) -> str:
 
 
 def _last(outcome: str, message: str) -> str:
+    if outcome == NO_MEMORY:
+        return f"out of memory: use fewer --slots or --together ({message})"
     return f"worker died {ATTEMPTS} times, last with {message}" if outcome == DIED else message

@@ -192,8 +192,6 @@ def _not_written(folder: store.RunFolder, error: OSError) -> str:
 def _words(error: Exception, folder: store.RunFolder) -> str:
     """One line that says what happened, in words a person can act on."""
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if failure_of_device(error) == "memory":
-        return f"out of memory: use fewer --slots or a smaller --together ({message})"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"disk full while writing {error.filename or folder.path}: make room, then --retry-failed"
     return message if isinstance(error, (Diverged, ValueError, OSError)) else f"{type(error).__name__}: {message}"

@@ -38,7 +38,10 @@ def test_without_memory_halves_until_alone():
     charge(attempts, ["a", "b", "c"], a=NO_MEMORY, b=NO_MEMORY)  # c was done by then
     assert attempts.parts(["a", "b"]) == [["a"], ["b"]]
     assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (True, "out of memory, once more from the checkpoint")
-    assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (False, "a word")  # which says what can be done about it
+    assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (
+        False,
+        "out of memory: use fewer --slots or --together (a word)",
+    )
 
 
 def test_who_crashed_beside_one_without_memory_goes_alone():

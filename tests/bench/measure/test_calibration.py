@@ -75,7 +75,7 @@ def test_a_cohort_has_the_teachers_pass_in_common(monkeypatch):
     monkeypatch.setattr(calibration, "measure", lambda *_: calibration.Step(3.0, 1.0))
     runs = by_id(*(resolved(name) for name in ("kd", "dkd", "rkd", "skd")), resolved("kd", seed=1))
     found = calibration.calibrate(runs, [], CPU, cohorts=[list(runs)[:4], list(runs)[4:]])
-    one, alone = list(runs)[0], list(runs)[4]
+    one, *_, alone = runs
     evaluations = 4.0 * evaluation_flop(runs[one]) / step_flop(runs[one])
     assert found.seconds[one] == pytest.approx(3.25 * steps(runs[one]) + evaluations)
     assert found.seconds[alone] == pytest.approx(4.0 * steps(runs[one]) + evaluations)
