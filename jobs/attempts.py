@@ -61,10 +61,10 @@ class Attempts:
 
 
 def _what(outcome: str, message: str) -> str:
-    return {CRASHED: message, NO_MEMORY: "out of GPU memory", DIED: f"its worker died ({message})"}[outcome]
+    return {CRASHED: message, NO_MEMORY: "out of memory", DIED: f"its worker died ({message})"}[outcome]
 
 
 def _last(outcome: str, message: str) -> str:
     if outcome == NO_MEMORY:
-        return f"out of GPU memory: use fewer --slots or --together ({message})"
+        return f"out of memory: use fewer --slots or --together ({message})"
     return f"worker died {ATTEMPTS} times, last with {message}" if outcome == DIED else message

@@ -81,6 +81,7 @@ class Child:
     answers: dict[str, Answer] = field(default_factory=dict)  # on the runs of the order, by run id
     _process: subprocess.Popen | None = None
     _said: bytes = b""  # the beginning of a line
+    _leaving: bool = False  # it has said a last word
     _closed: bool = False
     _watch: claims.Watch = field(default_factory=claims.Watch)
     _looked: float = 0.0
@@ -93,11 +94,8 @@ class Child:
 
     @property
     def busy(self) -> bool:
-        """Whether its order is not over. One that says its last words is waited for: its end frees the GPU's memory."""
-        # After any failure on a GPU, too, a worker leaves: nobody knows what state that is in.
-        last = LAST_WORDS if self.post.device == "cpu" else (*LAST_WORDS, FAILED)
-        leaving = self.alive and any(answer.outcome in last for answer in self.answers.values())
-        return bool(self._unanswered) or leaving
+        """Whether its order is not over. One that has said its last words is waited for, which frees what it holds."""
+        return bool(self._unanswered) or (self.alive and self._leaving)
 
     def give(self, orders: Mapping[str, dict[str, Any]]) -> None:
         """Have runs done together, by run id; only when it is not busy."""
@@ -120,7 +118,10 @@ class Child:
         if not piece:
             return self._ended()
         *lines, self._said = (self._said + piece).split(b"\n")
-        return [answer for line in lines for answer in self._read(line)]
+        heard = [answer for line in lines for answer in self._read(line)]
+        if self._leaving and not self._unanswered:
+            self._end_orders()
+        return heard
 
     def end_if_hung(self) -> None:
         """Kill it where its runs stand still for too long; its end is then seen like any other. Costs little."""
@@ -137,9 +138,7 @@ class Child:
     def close(self) -> None:
         """End of orders: an idle process leaves, a busy one writes its checkpoints first."""
         self._closed = True
-        if self._process:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._end_orders()
 
     def kill(self) -> None:
         """End the process and all it may have started. A stopped one, too."""
@@ -150,12 +149,17 @@ class Child:
     def fileno(self) -> int:
         return self._process.stdout.fileno()
 
+    def _end_orders(self) -> None:
+        if self._process:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
     @property
     def _unanswered(self) -> list[str]:
         return [run_id for run_id in self.order if run_id not in self.answers]
 
     def _start(self) -> None:
-        self._said, self._hung = b"", ""
+        self._said, self._hung, self._leaving = b"", "", False
         # SLURM may signal every process of a job, and USR2 would kill this one: it inherits that it is blocked.
         with _blocked(signal.SIGUSR2):
             self._process = subprocess.Popen(
@@ -181,6 +185,7 @@ class Child:
             return
         if answer.run_id in self._unanswered:
             self.answers[answer.run_id] = answer
+            self._leaving |= answer.outcome in LAST_WORDS or (answer.outcome == FAILED and self.post.device != "cpu")
             yield answer
 
     def _ended(self) -> list[Answer]:

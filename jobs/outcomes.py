@@ -16,7 +16,8 @@ DIED = "died"  # said by whoever started the worker, where that ended without an
 
 SETTLED = (DONE, FAILED, BLOCKED)
 INTERRUPTED = (CRASHED, NO_MEMORY, DIED)
-LAST_WORDS = (STOPPED, CRASHED, NO_MEMORY)  # after such an answer, and those on the rest of its order, a worker leaves
+# A process that says such a word is given no other order. On a GPU FAILED is one, too: an error may have spoilt it.
+LAST_WORDS = (STOPPED, CRASHED, NO_MEMORY)
 
 
 class Answer(NamedTuple):

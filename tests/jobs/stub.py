@@ -92,7 +92,8 @@ def _serve(folder: Path, out: Path) -> None:
         if HANG in ends.values():
             (folder / f"{os.getpid()}.hangs").touch()
             time.sleep(1000)
-        if set(ends.values()) & set(outcomes.LAST_WORDS):
+        spoilt = set(ends.values()) & {outcomes.FAILED, outcomes.CRASHED, outcomes.NO_MEMORY} and "cuda" in sys.argv
+        if spoilt or outcomes.STOPPED in ends.values():
             time.sleep(0.2)  # not gone at once: whoever asks it meanwhile is not heard
             return
 

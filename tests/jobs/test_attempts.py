@@ -31,15 +31,17 @@ def test_without_memory_halves_until_alone():
     attempts = Attempts()
     five = [*FOUR, "e"]
     said = charge(attempts, five, **dict.fromkeys(five, NO_MEMORY))
-    assert said["a"] == (True, "out of GPU memory, once more from the checkpoint, in a company of 3")
+    assert said["a"] == (True, "out of memory, once more from the checkpoint, in a company of 3")
     assert attempts.parts(five) == [["a", "b", "c"], ["d", "e"]]
     charge(attempts, ["d", "e"], d=NO_MEMORY, e=DIED)  # the process had no word for e: it was the memory, too
     assert attempts.parts(five) == [["a", "b", "c"], ["d"], ["e"]]
     charge(attempts, ["a", "b", "c"], a=NO_MEMORY, b=NO_MEMORY)  # c was done by then
     assert attempts.parts(["a", "b"]) == [["a"], ["b"]]
-    assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (True, "out of GPU memory, once more from the checkpoint")
-    again, message = charge(attempts, ["a"], a=NO_MEMORY)["a"]
-    assert not again and message == "out of GPU memory: use fewer --slots or --together (a word)"
+    assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (True, "out of memory, once more from the checkpoint")
+    assert charge(attempts, ["a"], a=NO_MEMORY)["a"] == (
+        False,
+        "out of memory: use fewer --slots or --together (a word)",
+    )
 
 
 def test_who_crashed_beside_one_without_memory_goes_alone():

@@ -68,14 +68,18 @@ def test_a_death_is_an_answer_for_all_that_had_none(stub, worker):
     assert answers(worker) == {"fitnet": DONE, "kd": DONE}
 
 
-@pytest.mark.parametrize("outcome", [CRASHED, STOPPED])
-def test_a_process_that_leaves_gets_no_more_orders(stub, worker, outcome):
-    """It has said its last words and is not gone yet: an order that it were given would be lost."""
+@pytest.mark.parametrize(
+    ("device", "outcome"), [("cpu", STOPPED), ("cpu", CRASHED), ("cuda", CRASHED), ("cuda", FAILED)]
+)
+def test_a_process_that_leaves_gets_no_more_orders(stub, tmp_path, device, outcome):
+    """It has said its last words and is not gone yet, or would not go by itself: another order would be lost."""
+    worker = Child(Post(tmp_path / "out", device, 1))
     stub.plan(kd=[outcome, DONE])
     for expected in (outcome, DONE):
         worker.give(stub.given)
         assert answers(worker) == {"fitnet": DONE, "kd": expected}
     assert len(set(stub.processes)) == 2
+    worker.kill()
 
 
 @pytest.mark.parametrize(("hung_s", "outcome"), [(900.0, DIED), (3600.0, HANG)])

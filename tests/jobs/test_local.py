@@ -278,11 +278,11 @@ def test_without_memory_in_halves(bench, capsys):
     bench.do()
     assert [len(order) for order in bench.stub.orders] == [1, 8, 4, 2, 2, 4, 2, 2]
     assert bench.failures == {}
-    assert "out of GPU memory, once more from the checkpoint, in a company of 4" in capsys.readouterr().out
+    assert "out of memory, once more from the checkpoint, in a company of 4" in capsys.readouterr().out
     bench.stub.plan(kd=[NO_MEMORY])
     bench.do()
     assert list(bench.failures) == ["kd"] and bench.stub.methods[-2:] == ["kd"] * 2
-    assert bench.failures["kd"].startswith("out of GPU memory: use fewer --slots or --together")
+    assert bench.failures["kd"].startswith("out of memory: use fewer --slots or --together (out of")
 
 
 def test_a_process_that_somebody_stopped_is_replaced(bench, capsys):
@@ -296,7 +296,8 @@ def test_a_run_that_another_process_gave_up_is_ours_again(bench, monkeypatch, ca
     monkeypatch.setattr(local, "ELSEWHERE_S", 0.1)
     bench.stub.plan(kd=[CLAIMED, DONE], fitnet=[CLAIMED, DONE])
     bench.do()
-    assert bench.stub.methods == ["vanilla", ALL, "fitnet kd"] and bench.failures == {}
+    assert bench.stub.methods[:2] == ["vanilla", ALL] and bench.failures == {}
+    assert sorted(" ".join(bench.stub.methods[2:]).split()) == ["fitnet", "kd"]  # together, if seen at the same look
     assert capsys.readouterr().out.count("waiting: ") == 2
 
 
