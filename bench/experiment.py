@@ -62,7 +62,7 @@ def perform(
     Raises TeacherNotReady, trainer.Diverged, trainer.Stopped, store.Damaged (a broken checkpoint of this run).
     """
     folder = store.run_folder(site.out, run.run_id)
-    dataset = _dataset(run.data.dataset, run.data.train_images, site.data_root, site.device)
+    dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
     if run.method == CHECKPOINT:
         net, curve, timing = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
     else:
@@ -86,7 +86,7 @@ def perform(
         "schema": store.SCHEMA,
         "run_id": run.run_id,
         "config": run.model_dump(mode="json"),
-        "metrics": summary(curve),
+        "metrics": summary(curve, run.data.validation),
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
@@ -130,9 +130,7 @@ def _evaluate_checkpoint(
     wall_s = round(time.monotonic() - started, 3)
     row = {
         "epoch": 0,
-        "top1": metrics.top1,
-        "top5": metrics.top5,
-        "test_loss": metrics.loss,
+        **metrics.columns("test"),
         "wall_s": wall_s,
     }
     return net, [row], {"train_s": 0.0}
@@ -156,6 +154,6 @@ def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
 
 
 @lru_cache(maxsize=1)
-def _dataset(name: str, train_images: int | None, root: Path | None, device: torch.device) -> datasets.Dataset:
+def _dataset(data: Data, root: Path | None, device: torch.device) -> datasets.Dataset:
     """Kept from run to run of one worker, however they augment it: most grids have one data set."""
-    return datasets.load(Data(dataset=name, train_images=train_images, views="weak", strong=None), root, device)
+    return datasets.load(data, root, device)

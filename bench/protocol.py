@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 import methods
 from bench import yamlio
+from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -108,6 +109,7 @@ def resolve(
         changes = {**changes, **protocol.teachers}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
+    check_sizes(data, where)
     return Run(
         method=method,
         params=check(cls.Params, values, where).model_dump(mode="json"),

@@ -65,7 +65,7 @@ def _attempt(
 
     def on_epoch(row: dict[str, Any]) -> None:
         claim.check()
-        meter.top1 = row["top1"]
+        meter.top1 = row.get("top1", row.get("val_top1"))
         _say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
 
     def perform() -> dict[str, Any]:

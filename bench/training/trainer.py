@@ -25,7 +25,7 @@ from bench.run import Run, seed_for
 from bench.training import data as datasets
 from bench.training.capture import captured
 from bench.training.devices import autocast, memory_format, set_precision
-from bench.training.evaluate import evaluate
+from bench.training.evaluate import due, evaluate
 from bench.training.optim import SGD
 from zoo.inference import folded
 
@@ -256,25 +256,26 @@ def train(
 def _finish_epoch(
     trainer: Trainer, state: State, samples: int, wall_s: float, on_batch: Callable[[], None]
 ) -> dict[str, Any]:
-    """The epoch's row of the curve: loss terms as means over samples, test metrics, wall time since the start."""
+    """The epoch's row of the curve: loss terms as means over samples, accuracies, wall time since the start."""
     _check_finite(trainer, state)
     batch = trainer.run.train.batch
     sizes = torch.full((state.step,), float(batch), dtype=torch.float64)
     sizes[-1] = samples - batch * (state.step - 1)
     means = (state.losses.cpu().double() * sizes[:, None]).sum(dim=0) / samples
     pulls = [] if state.pulls is None else state.pulls.tolist()
-    metrics = evaluate(trainer.student, trainer.dataset, on_batch)
-    if not math.isfinite(metrics.loss):
-        raise Diverged(f"test loss is {metrics.loss} after epoch {state.epoch}")
+    accuracies: dict[str, float] = {}
+    for part in due(trainer.run, state.epoch):
+        metrics = evaluate(trainer.student, trainer.dataset, on_batch, part)
+        if not math.isfinite(metrics.loss):
+            raise Diverged(f"{part} loss is {metrics.loss} after epoch {state.epoch}")
+        accuracies |= metrics.columns(part)
     return {
         "epoch": state.epoch,
         "lr": trainer.run.train.lr_at(state.epoch),
         "train_loss": float(means.sum()),
         **dict(zip(trainer.term_names, means.tolist(), strict=True)),
         **{f"grad_norm_{name}": pull for name, pull in zip(trainer.term_names, pulls, strict=False)},
-        "top1": metrics.top1,
-        "top5": metrics.top5,
-        "test_loss": metrics.loss,
+        **accuracies,
         "wall_s": round(wall_s, 3),
     }
 
@@ -304,16 +305,20 @@ def _check_finite(trainer: Trainer, state: State) -> None:
         raise Diverged(f"loss is not finite at epoch {state.epoch}, step {step + 1} of {len(state.losses)}: {terms}")
 
 
-def summary(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """Headline metrics of a finished curve: the LAST epoch, and the best one apart (it is selected on test data)."""
-    last, best = curve[-1], max(curve, key=lambda row: row["top1"])
-    return {
-        "top1_last": last["top1"],
-        "top1_best": best["top1"],
-        "best_epoch": best["epoch"],
-        "top5_last": last["top5"],
-        "test_loss_last": last["test_loss"],
-    }
+def summary(curve: list[dict[str, Any]], validation: int | None = None) -> dict[str, Any]:
+    """Headline metrics of a finished curve: the LAST epoch, and the best one apart (it is selected on test data).
+
+    With a validation split the best epoch is the one that is best on it, and its test accuracy is not known; where the
+    split is empty there is no best epoch.
+    """
+    last = curve[-1]
+    watched = "top1" if validation is None else "val_top1"
+    chosen = {}
+    if watched in last:
+        best = max(curve, key=lambda row: row[watched])
+        chosen = {f"{watched}_best": best[watched], "best_epoch": best["epoch"]}
+        chosen |= {} if validation is None else {"val_top1_last": last["val_top1"]}
+    return {"top1_last": last["top1"], **chosen, "top5_last": last["top5"], "test_loss_last": last["test_loss"]}
 
 
 @contextmanager
