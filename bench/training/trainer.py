@@ -265,7 +265,7 @@ def _finish_epoch(
     pulls = [] if state.pulls is None else state.pulls.tolist()
     accuracies: dict[str, float] = {}
     for part in due(trainer.run, state.epoch):
-        metrics = evaluate(trainer.student, trainer.dataset, on_batch, part)
+        metrics = evaluate(trainer.student, trainer.dataset, on_batch, part=part)
         if not math.isfinite(metrics.loss):
             raise Diverged(f"{part} loss is {metrics.loss} after epoch {state.epoch}")
         accuracies |= metrics.columns(part)

@@ -37,7 +37,7 @@ def test_no_compiler_is_imported():
     code = """
 import pathlib, sys, tempfile
 import methods, zoo
-from bench.trainer import train
+from bench.training.trainer import train
 from tests import tiny
 for method in methods.names():
     with tempfile.TemporaryDirectory() as folder:
