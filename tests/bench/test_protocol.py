@@ -68,6 +68,20 @@ def test_dkd_beta_is_per_pair_in_standard_only(pair):
     }
 
 
+@pytest.mark.parametrize("method", methods.names())
+def test_brief_is_standard_in_ten_epochs_of_all_images(method):
+    """Only what a short schedule asks for differs, and it is the same for all methods but MLKD's learning rate."""
+    run, whole, plain = resolve("brief", method), resolve("standard", method), resolve("brief", "vanilla")
+    assert run.data.train_images is None and run.data.validation == 0 and run.train.epochs == 10
+    assert run.data.model_copy(update={"validation": None}) == whole.data
+    assert {**run.params, "warm_up_epochs": 20} == {**whole.params, "warm_up_epochs": 20}
+    assert run.params.get("warm_up_epochs", 1) == 1
+    share = run.train.lr / plain.train.lr
+    assert share == (0.5 if method == "mlkd" else 1) == whole.train.lr / resolve("standard", "vanilla").train.lr
+    same = {"lr": plain.train.lr, "grad_clip": plain.train.grad_clip}
+    assert run.train.model_copy(update=same) == plain.train and run.train.grad_clip == whole.train.grad_clip
+
+
 def test_first_look_is_standard_on_a_smaller_scale():
     run, whole = resolve("first-look", "kd"), resolve("standard", "kd")
     assert run.data.train_images == 5000 and run.train.epochs == 8

@@ -50,6 +50,7 @@ def test_images_held_out_are_balanced_and_not_trained_on(whole):
     split = datasets.load(settings(500), None, CPU)
     held_out, left = numbered(split.val_images, known), numbered(split.train_images, known)
     assert sorted(held_out + left) == list(range(2000))
+    assert checksum(torch.tensor(held_out)) == "91c3ea1b7acc42b5"
     assert left == sorted(left)  # indices of what is left follow its order
     assert per_class(split.val_labels, 5) and per_class(split.train_labels, 15)
     assert torch.equal(split.val_labels, all_of_it.train_labels[held_out])
