@@ -27,7 +27,7 @@ def resolve(name, method, pair="resnet56-resnet20"):
 
 
 def test_all_load_and_resolve_every_method():
-    assert set(protocols.names()) >= {"standard", "streamlined", "streamlined-revised", "quick", "first-look"}
+    assert set(protocols.names()) >= {"standard", "streamlined", "streamlined-revised", "quick", "sprint", "brief"}
     for name in protocols.names():
         for method in methods.names():
             for pair in PAIRS:
@@ -80,16 +80,6 @@ def test_brief_is_standard_in_ten_epochs_of_all_images(method):
     assert share == (0.5 if method == "mlkd" else 1) == whole.train.lr / resolve("standard", "vanilla").train.lr
     same = {"lr": plain.train.lr, "grad_clip": plain.train.grad_clip}
     assert run.train.model_copy(update=same) == plain.train and run.train.grad_clip == whole.train.grad_clip
-
-
-def test_first_look_is_standard_on_a_smaller_scale():
-    run, whole = resolve("first-look", "kd"), resolve("standard", "kd")
-    assert run.data.train_images == 5000 and run.train.epochs == 8
-    assert [m * 30 for m in (*run.train.milestones, run.train.epochs)] == [
-        *whole.train.milestones,
-        whole.train.epochs,
-    ]
-    assert run.params == whole.params
 
 
 @pytest.mark.parametrize(
