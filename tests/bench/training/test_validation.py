@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 
+from bench.datasets import train_size
 from bench.run import Data
 from bench.training import data as datasets
 from bench.training import evaluate as evaluation
@@ -64,6 +65,7 @@ def test_a_subset_is_drawn_from_what_is_left(whole):
     assert torch.equal(part.val_images, split.val_images)
     trained = set(numbered(part.train_images, known))
     assert trained < set(numbered(split.train_images, known)) and per_class(part.train_labels, 10)
+    assert [train_size(settings(500)), train_size(settings(500, 1000))] == [len(split.train_labels), 1000]
     everything_left = datasets.load(settings(500, 1500), None, CPU)
     assert torch.equal(everything_left.train_images, split.train_images)
 
