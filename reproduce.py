@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
+from jobs import claims
 from zoo.errors import BadInput
 
 if TYPE_CHECKING:
     from jobs.plan import Plan
 
 MOST_SLOTS = 1024
+MOST_MINUTES = 60 * 24 * 366
 PRECISION = "fp32"
 
 
@@ -65,7 +67,14 @@ def parser() -> Parser:
         "--slots",
         metavar="N",
         type=int,
-        help="runs at once per device (default: 1 on a GPU, one a core on a CPU)",
+        help="worker processes at once per device (default: 1 on a GPU, one a core on a CPU)",
+    )
+    where.add_argument(
+        "--together",
+        metavar="N",
+        type=int,
+        help="runs at most that share a process, and with it their images and their teacher's pass; 1: each has its "
+        "own (default: all that can share, as long as every slot has work; with SLURM what the cluster file says)",
     )
     where.add_argument(
         "--executor",
@@ -81,6 +90,13 @@ def parser() -> Parser:
     )
     how = made.add_argument_group("how")
     how.add_argument("--time-budget", metavar="MIN", type=float, help="stop after MIN minutes, with checkpoints")
+    how.add_argument(
+        "--hung-min",
+        metavar="MIN",
+        type=float,
+        help="kill a worker that makes no step for MIN minutes, and go on from its checkpoints "
+        f"(default: {claims.HUNG_S / 60:g}; with SLURM what the cluster file says)",
+    )
     how.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their checkpoints")
     how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
     how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
@@ -178,6 +194,8 @@ def _request(args: argparse.Namespace):
         device=args.device,
         precision=args.precision or PRECISION,
         slots=args.slots,
+        together=args.together,
+        hung_min=args.hung_min,
         time_budget_min=args.time_budget,
         cluster=args.cluster,
         force=args.force,
@@ -190,6 +208,10 @@ def _request(args: argparse.Namespace):
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.slots is not None and not 1 <= args.slots <= MOST_SLOTS:
         raise BadInput(f"--slots {args.slots}: give 1 to {MOST_SLOTS}")
+    if args.together is not None and args.together < 1:
+        raise BadInput(f"--together {args.together}: give 1 or more")
+    if args.hung_min is not None and not 0 < args.hung_min <= MOST_MINUTES:
+        raise BadInput(f"--hung-min {args.hung_min:g}: give minutes above 0, up to {MOST_MINUTES} (a year)")
     if args.time_budget is not None and not args.time_budget > 0:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
     if args.out.exists() and not args.out.is_dir():

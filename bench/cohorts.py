@@ -7,7 +7,7 @@ same to the bit as alone (on a CPU). Nothing of this is part of a run's identity
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.run import Run, Strong
@@ -51,29 +51,7 @@ def group(runs: Mapping[str, Run], alone: Collection[str] = ()) -> list[list[str
     return [cohort.run_ids for cohort in cohorts]
 
 
-def cut(
-    cohorts: Iterable[Sequence[str]], most: int | None, slots: int, cost: Callable[[str], float]
-) -> list[list[str]]:
-    """Cut cohorts to at most `most` members, and further where slots would stand idle at the end.
-
-    Whole cohorts go round the slots; of what is left over, fewer than there are slots, each is cut so that all slots
-    get a piece. `cost` of a member weighs the pieces.
-    """
-    pieces = [
-        list(part) for cohort in cohorts for part in _pieces(cohort, -(-len(cohort) // most) if most else 1, cost)
-    ]
-    over = len(pieces) % slots
-    if not over:
-        return pieces
-    whole, rest = pieces[:-over], pieces[-over:]
-    shares = [slots // over + (number < slots % over) for number in range(over)]
-    return [
-        *whole,
-        *(list(part) for piece, share in zip(rest, shares, strict=True) for part in _pieces(piece, share, cost)),
-    ]
-
-
-def _pieces(members: Sequence[str], count: int, cost: Callable[[str], float]) -> list[list[str]]:
+def split(members: Sequence[str], count: int, cost: Callable[[str], float]) -> list[list[str]]:
     """At most `count` parts of about equal cost and, as far as that goes, of equal number; order is kept in each."""
     count = max(1, min(count, len(members)))
     most = -(-len(members) // count)

@@ -17,7 +17,21 @@ def cost_flop(run: Run) -> float:
 
 def step_flop(run: Run) -> float:
     """FLOP of one training step, as `cost_flop` counts."""
-    return _image_flop(run) * run.train.batch * (2 if run.data.views == "paired" else 1)
+    return student_flop(run) + teacher_flop(run)
+
+
+def student_flop(run: Run) -> float:
+    """FLOP of a training step without its teacher: the student's forward and backward pass."""
+    return 6.0 * zoo.count_macs(run.student) * _images_a_step(run)
+
+
+def teacher_flop(run: Run) -> float:
+    """FLOP of the teacher's pass in a training step, which runs that train together have in common."""
+    return 2.0 * zoo.count_macs(run.teacher.arch) * _images_a_step(run) if run.teacher else 0.0
+
+
+def _images_a_step(run: Run) -> int:
+    return run.train.batch * (2 if run.data.views == "paired" else 1)
 
 
 def steps(run: Run) -> int:

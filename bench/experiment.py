@@ -1,10 +1,9 @@
-"""One run from its description to its result.json: the only place that joins data, teacher, trainer and files."""
+"""Runs from their description to their result.json: the only place that joins data, teacher, trainer and files."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +14,17 @@ from torch import nn
 
 import zoo
 from bench import store
+from bench.datasets import NUM_CLASSES
 from bench.protocol import CHECKPOINT
 from bench.provenance import provenance
 from bench.run import Data, Run, Teacher
 from bench.store import weights_fault
 from bench.training import data as datasets
 from bench.training.capture import own_stream
+from bench.training.devices import failure_of_device
 from bench.training.evaluate import evaluate
-from bench.training.trainer import CHECKPOINT_EVERY_S, State, summary, train
+from bench.training.member import State, summary
+from bench.training.trainer import CHECKPOINT_EVERY_S, Entrant, Hooks, train
 from zoo.errors import BadInput
 
 
@@ -37,50 +39,70 @@ class Site:
     out: Path
     device: torch.device
     data_root: Path | None = None
-    weights: Path | None = None  # the file of a checkpoint run
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
-    per_device: int = 1  # runs that share a GPU
+    per_device: int = 1  # processes that share a GPU
 
     @property
     def devices(self) -> float:
-        """How much a run has: so many CPU cores, or such a part of a GPU."""
+        """How much this process has: so many CPU cores, or such a part of a GPU."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1 / self.per_device
 
 
-def perform(
-    run: Run,
-    site: Site,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
-    before_write: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Do `run` (from its checkpoint, where there is one), write its files, result.json last, and return the result.
+class Listener(Hooks):
+    """Who hears of a run: what the trainer tells of it, and its end."""
 
-    `should_stop`, `on_step`, `on_epoch` and `before_write` are the trainer's.
-    Raises TeacherNotReady, trainer.Diverged, trainer.Stopped, store.Damaged (a broken checkpoint of this run).
+    def finished(self, result: dict[str, Any]) -> None:
+        """The run's files are written, result.json last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done, and who hears of it."""
+
+    run: Run
+    listener: Listener
+    weights: Path | None = None  # the file of a checkpoint run
+
+
+def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """Do runs that `bench.cohorts` lets share a process, each from its checkpoint, where there is one.
+
+    The listener of each hears `finished`, or `left` with the reason: TeacherNotReady, Diverged, Stopped, what its step
+    or the listener itself raised. What fails the device fails all that are not through, and is raised.
     """
-    folder = store.run_folder(site.out, run.run_id)
+    run = jobs[0].run
     dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
     if run.method == CHECKPOINT:
-        net, curve, timing = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
-    else:
-        teacher = load_teacher(run.teacher, site.out) if run.teacher else None
+        for job in jobs:
+            _leaving(job, lambda job=job: _evaluate_checkpoint(job, site, dataset))
+        return
+    teacher, ready = None, []
+    for job in jobs:
+        if job.run.teacher and teacher is None:
+            teacher = _leaving(job, lambda job=job: load_teacher(job.run.teacher, site.out))
+        if teacher or not job.run.teacher:
+            ready.append(Entrant(job.run, _folder(job, site).last, _Writer(job, site, dataset)))
+    if ready:
         with own_stream(site.device):
-            net, state = train(
-                run,
-                dataset,
-                teacher,
-                folder.last,
-                should_stop=should_stop,
-                on_step=on_step,
-                on_epoch=on_epoch,
-                before_write=before_write,
-                checkpoint_every_s=site.checkpoint_every_s,
-            )
-        curve, timing = state.curve, _timing(state, len(dataset.train_labels), site.devices)
-    before_write()
+            train(ready, dataset, teacher, should_stop=should_stop, checkpoint_every_s=site.checkpoint_every_s)
+
+
+class _Writer(Hooks):
+    """Passes on what the trainer tells, and writes the files of a run that is through."""
+
+    def __init__(self, job: Job, site: Site, dataset: datasets.Dataset) -> None:
+        self.job, self.site, self.images = job, site, len(dataset.train_labels)
+        listener = job.listener
+        self.on_step, self.on_epoch, self.before_write = listener.on_step, listener.on_epoch, listener.before_write
+        self.damaged, self.left = listener.damaged, listener.left
+
+    def done(self, student: nn.Module, state: State) -> None:
+        _write(self.job, self.site, student, state.curve, _timing(state, self.images, self.site))
+
+
+def _write(job: Job, site: Site, net: nn.Module, curve: list[dict[str, Any]], timing: dict[str, float | None]) -> None:
+    run, folder = job.run, _folder(job, site)
+    job.listener.before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
     result = {
         "schema": store.SCHEMA,
@@ -94,10 +116,25 @@ def perform(
         },
         "curve": curve,
     }
-    before_write()
+    job.listener.before_write()
     store.write_result(folder.result, result)
     folder.last.unlink(missing_ok=True)
-    return result
+    job.listener.finished(result)
+
+
+def _leaving(job: Job, do: Callable[[], Any]) -> Any:
+    """What `do` gives; None where it raises, which the job's listener hears."""
+    try:
+        return do()
+    except Exception as error:
+        if failure_of_device(error):
+            raise
+        job.listener.left(error)
+        return None
+
+
+def _folder(job: Job, site: Site) -> store.RunFolder:
+    return store.run_folder(site.out, job.run.run_id)
 
 
 def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
@@ -107,40 +144,43 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
     if reason:
         raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
     try:
-        net = _network(teacher.arch, folder.weights, folder.weights.stat().st_mtime_ns)
+        return _network(teacher.arch, folder.weights, folder.weights.stat().st_mtime_ns)
     except BadInput as error:
         raise TeacherNotReady(
             f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
         ) from None
-    return copy.deepcopy(net)  # training may change its statistics
 
 
-def _evaluate_checkpoint(
-    run: Run, site: Site, dataset: datasets.Dataset, on_batch: Callable[[], None]
-) -> tuple[nn.Module, list[dict[str, Any]], dict[str, float]]:
+def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> None:
     """A checkpoint is a run whose curve has one row: what its weights give on the test set."""
-    started = time.monotonic()
-    if site.weights is None or not site.weights.exists():
-        raise BadInput(f'weights file "{site.weights}" of {run.run_id} is missing: give the grid its path again')
-    if zoo.sha256(site.weights) != run.params["sha256"]:
-        raise BadInput(f'weights file "{site.weights}" has changed since the grid was read: run the command again')
-    net = zoo.build(run.student, datasets.NUM_CLASSES)
-    zoo.load_weights(net, site.weights)
-    metrics = evaluate(net.to(site.device), dataset, on_batch)
-    wall_s = round(time.monotonic() - started, 3)
+    run, weights, started = job.run, job.weights, time.monotonic()
+    if weights is None or not weights.exists():
+        raise BadInput(f'weights file "{weights}" of {run.run_id} is missing: give the grid its path again')
+    if zoo.sha256(weights) != run.params["sha256"]:
+        raise BadInput(f'weights file "{weights}" has changed since the grid was read: run the command again')
+    net = zoo.build(run.student, NUM_CLASSES)
+    zoo.load_weights(net, weights)
+    metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
         "epoch": 0,
         **metrics.columns("test"),
-        "wall_s": wall_s,
+        "wall_s": round(time.monotonic() - started, 3),
     }
-    return net, [row], {"train_s": 0.0}
+    _write(job, site, net, [row], {"train_s": 0.0})
 
 
-def _timing(state: State, images: int, devices: float) -> dict[str, float]:
-    """Training time over all interruptions, evaluation included; `device_s` is that of a whole GPU, or of one core."""
+def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
+    """Times over all interruptions, evaluation included. Device seconds are of a CPU core, or of a whole GPU.
+
+    `train_s` is wall time, `device_s` this run's part of the device, `alone_s` what it would have taken by itself, and
+    `together` how many runs, on the average of its steps, shared the images and the teacher's pass.
+    """
+    part = 1.0 if site.device.type == "cpu" else site.devices
     return {
         "train_s": round(state.wall_s, 3),
-        "device_s": round(state.wall_s * devices, 3),
+        "device_s": round(state.device_s * part, 3),
+        "alone_s": round(state.alone_s * part, 3),
+        "together": round(state.shared_with / state.moves, 1) if state.moves else None,
         "images_per_s": round(images * len(state.curve) / state.wall_s, 1),
     }
 
@@ -148,7 +188,7 @@ def _timing(state: State, images: int, devices: float) -> dict[str, float]:
 @lru_cache(maxsize=1)
 def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
     """Kept from run to run of one worker: in most grids many students follow one teacher."""
-    net = zoo.build(arch, datasets.NUM_CLASSES)
+    net = zoo.build(arch, NUM_CLASSES)
     zoo.load_weights(net, weights)
     return net
 

@@ -15,7 +15,7 @@ from bench import grid
 from bench.commandline import INCOMPLETE, STOPPED_EARLY, refuse
 from bench.training import data
 from bench.training.devices import check_precision, parse_device
-from jobs import local, results
+from jobs import claims, local, results
 from jobs import plan as plans
 from jobs.plan import Plan
 from jobs.progress import Progress
@@ -34,6 +34,8 @@ class Request:
     device: str
     precision: str
     slots: int | None
+    together: int | None  # runs that share a process at most; None: all that fit (SLURM: what the cluster file says)
+    hung_min: float | None  # None: the default (SLURM: what the cluster file says)
     time_budget_min: float | None
     cluster: str | None
     force: bool
@@ -74,6 +76,8 @@ def execute(plan: Plan, request: Request) -> int:
             data_root=data.cifar100_root(request.data),
             should_stop=should_stop,
             progress=progress,
+            together=request.together,
+            hung_s=60 * request.hung_min if request.hung_min else claims.HUNG_S,
         )
     progress.finish()
     return _finish(plan, request, reason)
@@ -81,7 +85,9 @@ def execute(plan: Plan, request: Request) -> int:
 
 def submit(plan: Plan, request: Request) -> int:
     """Put it in the queue of SLURM, and follow it where that is asked for; returns the exit status."""
-    resources = cluster.load(request.cluster).of_all(plan.grid, device=request.device)
+    resources = cluster.load(request.cluster).of_all(
+        plan.grid, device=request.device, together=request.together, hung_min=request.hung_min
+    )
     for run_id in plan.selected:
         check_precision(request.precision, torch.device(cluster.device(resources[run_id], request.device)))
     _check_writable(request.out)

@@ -1,36 +1,32 @@
-"""The local executor: a queue of runs over worker processes, one per slot, reused from run to run."""
+"""The local executor: a queue of runs over worker processes, one per slot, reused from order to order.
+
+Runs that can share their images and their teacher's pass go to a worker together, as a cohort (`bench/cohorts.py`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import store
-from bench.grid import Grid
-from jobs import claims, worker
+from bench import cohorts, store
+from jobs import child, claims, outcomes
+from jobs.attempts import Attempts
+from jobs.child import Child, Post
+from jobs.failures import record_failure, tail_of
+from jobs.outcomes import Answer
 from jobs.plan import Plan
 from jobs.progress import Progress
-from jobs.states import status
-from jobs.status import duration
+from jobs.states import fraction_done, status
 
 POLL_S = 0.5
 ELSEWHERE_S = 2.0  # between looks at runs that another driver's workers hold
-LOOK_S = 5.0  # between looks at how far our own workers are
 GRACE_S = 120.0  # for workers to reach the end of an evaluation and write their checkpoints
-ATTEMPTS = 2  # of a run whose worker dies, in one call: the second goes on from the checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,11 @@ class Slots:
     devices: tuple[str, ...]  # "cpu", or CUDA device numbers as CUDA_VISIBLE_DEVICES takes them
     per_device: int
     threads: int
+
+    @property
+    def lanes(self) -> int:
+        """How many cohorts can be done at once without being in each other's way: one a GPU, one a slot of a CPU."""
+        return self.per_device if self.devices == ("cpu",) else len(self.devices)
 
 
 def slots(device: torch.device, per_device: int | None) -> Slots:
@@ -57,87 +58,61 @@ def slots(device: torch.device, per_device: int | None) -> Slots:
 
 
 @dataclass
-class _Slot:
-    """A worker process, started when first needed and again after it died."""
-
-    device: str
-    command: list[str]
-    environment: dict[str, str]
-    answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]]
-    process: subprocess.Popen | None = None
-    run_id: str | None = None
-    watch: claims.Watch = field(default_factory=claims.Watch)
-    hung: str = ""  # why we killed the process
-
-    def start(self, run_id: str, order: dict) -> None:
-        if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=self.environment,
-                cwd=Path(__file__).parents[1],
-                start_new_session=True,  # Ctrl-C is the driver's to handle: workers are told through their input
-            )
-            threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
-        self.run_id, self.watch, self.hung = run_id, claims.Watch(), ""
-        try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            pass  # it has just died: its end of output says so
-
-    def _listen(self, process: subprocess.Popen) -> None:
-        for line in process.stdout:
-            self.answers.put((self, process, line))
-        process.wait()
-        self.answers.put((self, process, ""))
-
-    def kill(self) -> None:
-        """End the process and all it may have started. A stopped one, too."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-    def close(self) -> None:
-        """End of orders: an idle worker leaves, a busy one writes its checkpoint first."""
-        if self.process and self.process.poll() is None:
-            try:
-                self.process.stdin.close()
-            except OSError:
-                pass
-
-
-@dataclass
 class _Queue:
-    """What is left to do. A run starts when its teacher can serve."""
+    """What is left to do. A run starts when its teacher can serve, together with those that fit it by then."""
 
-    grid: Grid
+    plan: Plan
     out: Path
+    lanes: int
+    together: int | None  # how many runs at most share a process
     pending: list[str]
-    attempts: dict[str, int] = field(default_factory=dict)
+    attempts: Attempts = field(default_factory=Attempts)
     in_hand: set[str] = field(default_factory=set)  # with our workers
     elsewhere: set[str] = field(default_factory=set)  # with another process's
 
-    def next(self) -> str | None:
-        """Take the first run that can start now."""
-        waiting = self.waiting
-        for run_id in self.pending:
-            run = self.grid.runs[run_id]
-            if run.teacher is None or run.teacher.run_id not in waiting:
-                self.pending.remove(run_id)
-                return run_id
-        return None
+    def next(self) -> list[str] | None:
+        """Take the runs that the next idle worker does together; None where none can start now."""
+        waiting, runs = self.waiting, self.plan.grid.runs
+        teachers = {run_id: teacher.run_id for run_id in self.pending if (teacher := runs[run_id].teacher)}
+        startable = {run_id: runs[run_id] for run_id in self.pending if teachers.get(run_id) not in waiting}
+        if not startable:
+            return None
+        cohort = [*startable][:1]
+        if self.together != 1:  # a teacher that others wait for is alone: it is the sooner done
+            cohort = cohorts.group(startable, alone=set(teachers.values()))[0]
+        cohort = self.attempts.parts(cohort)[0]
+        pieces = max(self._shares(cohort), -(-len(cohort) // (self.together or len(cohort))))
+        cohort = cohorts.split(cohort, pieces, self.plan.flop)[0]
+        self.pending = [run_id for run_id in self.pending if run_id not in cohort]
+        self.in_hand.update(cohort)
+        return cohort
+
+    def _shares(self, cohort: list[str]) -> int:
+        """In how many pieces to do a cohort, so that no lane stands idle in the end.
+
+        It stays whole unless it is more than a lane's part of all that is left, what our workers have begun included.
+        """
+        left = sum(map(self.plan.flop, self.pending))
+        left += sum(self.plan.flop(run_id) * (1 - self._fraction_done(run_id)) for run_id in self.in_hand)
+        return round(self.lanes * sum(map(self.plan.flop, cohort)) / left) if left else 1
+
+    def _fraction_done(self, run_id: str) -> float:
+        holder = claims.read(store.run_folder(self.out, run_id).path)
+        return fraction_done(holder.progress) if holder else 0.0
 
     @property
     def waiting(self) -> set[str]:
         return {*self.pending, *self.elsewhere, *self.in_hand}
 
+    def again(self, run_ids: list[str]) -> None:
+        """Put runs that were begun back, before all others."""
+        self.in_hand.difference_update(run_ids)
+        self.elsewhere.difference_update(run_ids)
+        self.pending[:0] = run_ids
+
     def drop_students(self, teacher: str) -> list[str]:
         """Take the students of a failed teacher off the queue."""
-        students = [r for r in self.pending if (t := self.grid.runs[r].teacher) and t.run_id == teacher]
+        students = [r for r in self.pending if (t := self.plan.grid.runs[r].teacher) and t.run_id == teacher]
         self.pending = [run_id for run_id in self.pending if run_id not in students]
         return students
 
@@ -150,135 +125,111 @@ def execute(
     data_root: Path | None,
     should_stop: Callable[[], str | None],
     progress: Progress,
+    together: int | None = None,
+    hung_s: float = claims.HUNG_S,
 ) -> str | None:
-    """Do the plan's runs. Returns None when all are settled, else why it stopped early (`should_stop`'s word)."""
-    todo = _Queue(plan.grid, out, plan.to_do)
-    answers: queue.Queue[tuple[_Slot, subprocess.Popen, str]] = queue.Queue()
-    team = _team(where, out, data_root, answers)
-    looked = watched = time.monotonic()
+    """Do the plan's runs. Returns None when all are settled, else why it stopped early (`should_stop`'s word).
+
+    At most `together` runs share a process; None: all that fit, as long as every slot has work.
+    """
+    todo = _Queue(plan, out, where.lanes, together, plan.to_do)
+    team = _team(where, out, data_root, hung_s)
+    looked = time.monotonic()
     reason = None
     try:
         while todo.waiting:
             reason = should_stop()
             if reason:
                 break
-            while (slot := _idle(team)) and (run_id := todo.next()):
-                todo.in_hand.add(run_id)
-                progress.started(run_id)
-                slot.start(run_id, order(plan.grid, run_id))
-            now = time.monotonic()
-            if todo.elsewhere and now - looked > ELSEWHERE_S:
+            while (worker := _idle(team)) and (cohort := todo.next()):
+                worker.give({run_id: child.order(plan.grid, run_id) for run_id in cohort})
+                progress.started_together(cohort)
+            if todo.elsewhere and time.monotonic() - looked > ELSEWHERE_S:
                 _look_elsewhere(todo, progress)
-                looked = now
-            if now - watched > LOOK_S:
-                _kill_hung(team, out)
-                watched = now
-            try:
-                slot, process, line = answers.get(timeout=POLL_S)
-            except queue.Empty:
-                progress.tick()
-                continue
-            if process is slot.process:  # not the late last word of one that has been replaced
-                _settle(slot, line, todo, progress)
+                looked = time.monotonic()
+            for worker in child.ready([worker for worker in team if worker.busy], POLL_S):
+                for answer in worker.hear():
+                    _settle(answer, todo, progress)
+                if not worker.busy:
+                    _put_back(worker, todo, progress)
+            for worker in team:
+                worker.end_if_hung()
+            progress.tick()
     finally:
-        _dismiss(team, answers, progress)
+        _dismiss(team, progress)
     return reason
 
 
-def _team(where: Slots, out: Path, data_root: Path | None, answers: queue.Queue) -> list[_Slot]:
-    team = []
-    for _ in range(where.per_device):
-        for device in where.devices:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(where.threads), "PYTHONUNBUFFERED": "1"}
-            if device != "cpu":
-                environment["CUDA_VISIBLE_DEVICES"] = device
-            command = [
-                sys.executable,
-                "-m",
-                "jobs.worker",
-                "--out",
-                str(out.resolve()),
-                "--device",
-                "cpu" if device == "cpu" else "cuda",
-                "--threads",
-                str(where.threads),
-                "--per-device",
-                str(where.per_device),
-            ]
-            if data_root:
-                command += ["--data", str(data_root.resolve())]
-            team.append(_Slot(device, command, environment, answers))
-    return team
+def _team(where: Slots, out: Path, data_root: Path | None, hung_s: float) -> list[Child]:
+    return [
+        Child(
+            Post(
+                out=out,
+                device="cpu" if device == "cpu" else "cuda",
+                gpu=None if device == "cpu" else device,
+                threads=where.threads,
+                per_device=where.per_device,
+                data=data_root,
+                hung_s=hung_s,
+            )
+        )
+        for _ in range(where.per_device)
+        for device in where.devices
+    ]
 
 
-def _idle(team: list[_Slot]) -> _Slot | None:
-    """An idle slot of the device with the fewest busy ones: no device has two runs while another has none."""
-    busy = Counter(slot.device for slot in team if slot.run_id)
-    return min((slot for slot in team if not slot.run_id), key=lambda slot: busy[slot.device], default=None)
+def _idle(team: list[Child]) -> Child | None:
+    """An idle worker of the device with the fewest busy ones: no device has two while another has none."""
+    busy = Counter(worker.post.gpu for worker in team if worker.busy)
+    return min((worker for worker in team if not worker.busy), key=lambda worker: busy[worker.post.gpu], default=None)
 
 
-def _kill_hung(team: list[_Slot], out: Path) -> None:
-    """Kill the workers whose run stands still; their end is then seen like any other death."""
-    for slot in team:
-        still_s = slot.watch.still_s(store.run_folder(out, slot.run_id).path, 2 * LOOK_S) if slot.run_id else 0.0
-        if still_s > claims.HUNG_S:
-            slot.hung = f"hung: no step for {duration(still_s)}"
-            slot.kill()
-
-
-def order(grid: Grid, run_id: str) -> dict[str, Any]:
-    """What a worker is told of a run."""
-    weights = grid.weights.get(run_id)
-    return {"run": grid.runs[run_id].model_dump(mode="json"), "weights": str(weights) if weights else None}
-
-
-def _settle(slot: _Slot, line: str, todo: _Queue, progress: Progress) -> None:
-    """Take in what a worker said; an empty line is its death."""
-    run_id, slot.run_id = slot.run_id, None
-    if run_id is None:
-        return
-    todo.in_hand.discard(run_id)
-    if not line:
-        _worker_died(slot, run_id, todo, progress)
-        return
-    answer = json.loads(line)
-    outcome, message = answer["outcome"], answer["message"]
-    if outcome == worker.CLAIMED:
+def _settle(answer: Answer, todo: _Queue, progress: Progress) -> None:
+    """Take in what became of a run, unless it goes on: see `_put_back`."""
+    run_id, outcome, message = answer
+    if outcome in outcomes.SETTLED:
+        todo.in_hand.discard(run_id)
+        if outcome == outcomes.DONE:
+            progress.done(run_id, message)
+        else:
+            _give_up(run_id, outcome, message, todo, progress)
+    elif outcome == outcomes.CLAIMED:
+        todo.in_hand.discard(run_id)
         todo.elsewhere.add(run_id)
         progress.elsewhere(run_id, message)
-    elif outcome == worker.STOPPED:
-        progress.stopped(run_id, message)
-        todo.pending.insert(0, run_id)  # we did not ask: somebody stopped that one process, and the run goes on
-    elif outcome == worker.DONE:
-        progress.done(run_id, message)
-    else:
-        _give_up(run_id, outcome, message, todo, progress)
 
 
-def _worker_died(slot: _Slot, run_id: str, todo: _Queue, progress: Progress) -> None:
-    folder = store.run_folder(todo.out, run_id)
-    code = slot.process.wait()
-    how = slot.hung or (f"signal {-code}" if code < 0 else f"exit status {code}")
-    todo.attempts[run_id] = todo.attempts.get(run_id, 0) + 1
-    if todo.attempts[run_id] < ATTEMPTS:
-        progress.note(run_id, f"its worker died ({how}), once more from the checkpoint")
-        todo.pending.insert(0, run_id)
-        return
-    hint = " (out of memory?)" if code == -signal.SIGKILL and not slot.hung else ""
-    message = f"worker died {ATTEMPTS} times, last with {how}{hint}"
-    tail = tail_of(folder.log)
-    worker.record_failure(folder, message, tail)
-    _give_up(run_id, worker.FAILED, message, todo, progress, log_tail=tail)
+def _put_back(worker: Child, todo: _Queue, progress: Progress) -> None:
+    """An order is over: queue those of its runs again that go on, all at once, so that they can share again."""
+    again = []
+    answers = [worker.answers[run_id] for run_id in worker.order]
+    for run_id, outcome, message in answers:
+        if outcome == outcomes.STOPPED:  # we did not ask: somebody stopped that one process
+            progress.stopped(run_id, message)
+            again.append(run_id)
+    interrupted = [answer for answer in answers if answer.outcome in outcomes.INTERRUPTED]
+    for run_id, goes_on, message in todo.attempts.charge(worker.order, interrupted):
+        if goes_on:
+            progress.note(run_id, message)
+            again.append(run_id)
+        else:
+            todo.in_hand.discard(run_id)
+            folder = store.run_folder(todo.out, run_id)
+            tail = tail_of(folder.log)
+            record_failure(folder, message, tail)
+            _give_up(run_id, outcomes.FAILED, message, todo, progress, log_tail=tail)
+    todo.again(again)
 
 
 def _give_up(run_id: str, outcome: str, message: str, todo: _Queue, progress: Progress, log_tail: str = "") -> None:
     progress.failed(run_id, outcome, message, log_tail)
     for student in todo.drop_students(run_id):
-        progress.failed(student, worker.BLOCKED, f"its teacher {run_id} {outcome}")
+        progress.failed(student, outcomes.BLOCKED, f"its teacher {run_id} {outcome}")
 
 
 def _look_elsewhere(todo: _Queue, progress: Progress) -> None:
     """See what became of runs that another process had claimed; what it left undone is ours again."""
+    again = []
     for run_id in sorted(todo.elsewhere):
         folder = store.run_folder(todo.out, run_id)
         found = status(folder)
@@ -288,47 +239,33 @@ def _look_elsewhere(todo: _Queue, progress: Progress) -> None:
         if found.state == "done" and store.weights_fault(folder) is None:
             progress.done(run_id, f"top-1 {found.result['metrics']['top1_last']:.2f} (by another process)")
         elif found.state == "failed":
-            _give_up(run_id, worker.FAILED, found.reason, todo, progress)
+            _give_up(run_id, outcomes.FAILED, found.reason, todo, progress)
         else:
-            todo.pending.insert(0, run_id)
+            again.append(run_id)
+    todo.again(again)
 
 
-def _dismiss(team: list[_Slot], answers: queue.Queue, progress: Progress) -> None:
+def _dismiss(team: list[Child], progress: Progress) -> None:
     """Close all workers' input and wait; busy ones checkpoint. A second interrupt, or the grace's end, kills them."""
-    for slot in team:
-        slot.close()
+    for worker in team:
+        worker.close()
+    say = {
+        outcomes.DONE: progress.done,
+        outcomes.STOPPED: progress.stopped,
+        outcomes.CLAIMED: progress.elsewhere,
+        **dict.fromkeys(outcomes.INTERRUPTED, lambda run_id, message: progress.note(run_id, f"interrupted: {message}")),
+    }
     deadline = time.monotonic() + GRACE_S
-    busy = [slot for slot in team if slot.process]
     try:
-        while busy and time.monotonic() < deadline:
-            try:
-                slot, _, line = answers.get(timeout=POLL_S)
-            except queue.Empty:
-                busy = [slot for slot in busy if slot.process.poll() is None]
-                continue
-            if line and slot.run_id:
-                answer = json.loads(line)
-                say = {
-                    worker.DONE: progress.done,
-                    worker.STOPPED: progress.stopped,
-                    worker.CLAIMED: progress.elsewhere,
-                }.get(answer["outcome"])
-                if say:
-                    say(slot.run_id, answer["message"])
-                else:
-                    progress.failed(slot.run_id, answer["outcome"], answer["message"])
-                slot.run_id = None
+        while (left := [worker for worker in team if worker.alive]) and time.monotonic() < deadline:
+            for worker in child.ready(left, POLL_S):
+                for run_id, outcome, message in worker.hear():
+                    if outcome in say:
+                        say[outcome](run_id, message)
+                    else:
+                        progress.failed(run_id, outcome, message)
     except KeyboardInterrupt:
         pass
-    for slot in team:
-        if slot.process and slot.process.poll() is None:
-            slot.kill()
-            slot.process.wait()
-
-
-def tail_of(path: Path, lines: int = 30) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
+    for worker in team:
+        worker.kill()
+        worker.hear(POLL_S)  # its end

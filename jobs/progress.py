@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class Progress:
     def started(self, run_id: str) -> None:
         self._running[run_id] = time.monotonic()
         self._line(f"{self._count()} {run_id}  started")
+
+    def started_together(self, run_ids: Sequence[str]) -> None:
+        """Runs that share a process, or one that has it to itself."""
+        if len(run_ids) > 1:
+            self._line(f"{self._count()} {len(run_ids)} runs share a process:")
+        for run_id in run_ids:
+            self.started(run_id)
 
     def done(self, run_id: str, message: str) -> None:
         took = self._settle(run_id)

@@ -181,6 +181,14 @@ def epochs_done(progress: Mapping[str, Any]) -> str:
     return f"{done}/{progress['epochs']}"
 
 
+def fraction_done(progress: Mapping[str, Any]) -> float:
+    """How much of its run a claim says is done, 0 to 1."""
+    if not progress.get("epochs"):
+        return 0.0
+    within = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
+    return min(1.0, max(0.0, (progress.get("epoch", 0) + within) / progress["epochs"]))
+
+
 def _progress(progress: Mapping[str, Any]) -> str:
     top1 = f", top-1 {progress['top1']:.1f}" if "top1" in progress else ""
     return f"epoch {done}{top1}, " if (done := epochs_done(progress)) else ""

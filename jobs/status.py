@@ -106,7 +106,7 @@ def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder 
         elif status.state in states.TO_DO:
             holder = running.get(run_id)
             progress = holder.progress if holder else {}
-            ahead[hours.add_running(progress)] += (flop or 0.0) * (1 - _fraction(progress))
+            ahead[hours.add_running(progress)] += (flop or 0.0) * (1 - states.fraction_done(progress))
     kinds = sorted(hours.kinds.items(), reverse=True)  # GPUs before CPUs
     spent = " and ".join(f"{kind.spent_s / 3600:.3g} {unit}-hours on {name}" for (unit, name), kind in kinds)
     if not sum(ahead.values()):  # all is done, or plan.json is of a version that says no costs
@@ -125,14 +125,6 @@ def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder 
     )
     runs = sum(kind.done for kind in measured.values())
     return [f"spent: {spent}; about {total} expected in all, by the speed of {_count(runs, 'finished run')}"]
-
-
-def _fraction(progress: Mapping[str, Any]) -> float:
-    """How much of a run is done, 0 to 1."""
-    if not progress.get("epochs"):
-        return 0.0
-    within = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
-    return min(1.0, max(0.0, (progress.get("epoch", 0) + within) / progress["epochs"]))
 
 
 def _running(running: Mapping[str, claims.Holder | None]) -> list[str]:

@@ -1,7 +1,9 @@
-"""One worker process: takes runs from standard input, one JSON line each, and answers each with one line.
+"""One worker process: takes orders from standard input, one JSON line each, and answers each of their runs in a line.
 
-Its standard input is also its leash: when the driver closes it, or dies, the run in hand is checkpointed and left.
-Everything a run prints goes to that run's log.txt.
+An order is `{"runs": [{"run": ..., "weights": path or null}, ...]}`: runs that train together (`bench.cohorts`). An
+answer is `{"run_id": ..., "outcome": one of jobs.outcomes, "message": ...}`, given when that run is settled.
+Its standard input is also its leash: when the driver closes it, or dies, the runs in hand are checkpointed and left.
+What a run has to say is in its log.txt; what else the process prints is in that of the first.
 """
 
 from __future__ import annotations
@@ -14,193 +16,190 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from bench import experiment, store
-from bench.provenance import device_name
 from bench.run import Run
-from bench.training.devices import parse_device
-from bench.training.trainer import CHECKPOINT_EVERY_S, Diverged, Stopped
+from bench.training.devices import failure_of_device, parse_device
+from bench.training.member import Diverged
+from bench.training.trainer import CHECKPOINT_EVERY_S, Stopped
 from jobs import claims
+from jobs.failures import record_failure
+from jobs.meter import Meter, Pulse, place
+from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
 from methods import check
 
-DONE, FAILED, BLOCKED, CLAIMED, STOPPED = "done", "failed", "blocked", "claimed", "stopped"
+Order = tuple[Run, Path | None]  # a run, and the file of a checkpoint's weights
+Settle = Callable[[Run, str, str], None]  # takes a run, its outcome, and one line
+Work = Callable[[Sequence[Order], threading.Event, Settle], bool]  # `do` somewhere
 
 
-def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str]:
-    """Claim a run, do it, leave its files in order; returns (outcome, one line). Never raises for a failed run."""
-    folder = store.run_folder(site.out, run.run_id)
+def do(orders: Sequence[Order], site: experiment.Site, stop: threading.Event, settle: Settle) -> bool:
+    """Claim runs, do them together, leave the files of each in order; `settle` hears of each as it ends.
+
+    Never raises for what a run does. False where this process should take no other order: something failed on a GPU,
+    which may have left it unusable.
+    """
+    pulse = Pulse()
+    tries = [Try(run, weights, settle, pulse, site.out) for run, weights in orders]
+    ready = [one for one in tries if one.begin()]
+    for one in ready:
+        one.start(site, ready)
+    ready = [one for one in ready if one.outcome is None]
     try:
-        claim = claims.acquire(folder.path)
-    except OSError as error:
-        return FAILED, f"cannot write to {folder.path}: {error.strerror}"
-    if claim is None:
-        return CLAIMED, "another process has it"
-    try:
-        with _log(folder.log):
-            return _attempt(run, site, folder, claim, stop)
-    except OSError as error:
-        return FAILED, f"cannot write to {error.filename or folder.path}: {error.strerror}"
-    finally:
-        with contextlib.suppress(OSError):
-            claim.release()
+        if ready:
+            with _printing_to(ready[0].folder.log):
+                experiment.perform([one.job for one in ready], site, should_stop=stop.is_set)
+    except Exception as error:  # everybody's
+        for one in ready:
+            if one.outcome is None:
+                one.left(error)
+    return site.device.type == "cpu" or not any(one.outcome in (FAILED, CRASHED, NO_MEMORY) for one in tries)
 
 
-def _attempt(
-    run: Run, site: experiment.Site, folder: store.RunFolder, claim: claims.Claim, stop: threading.Event
-) -> tuple[str, str]:
-    _say(f"{run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), code in {Path(__file__).parents[1]}")
-    store.sweep(folder)
-    meter = _Meter(run, claim.progress)
-    claim.keep_alive(meter.measure)
+class Try(experiment.Listener):
+    """An attempt at one run: its claim, its log, how far it is, and what becomes of it."""
 
-    def on_epoch(row: dict[str, Any]) -> None:
-        claim.check()
-        meter.top1 = row.get("top1", row.get("val_top1"))
-        _say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
+    def __init__(self, run: Run, weights: Path | None, settle: Settle, pulse: Pulse, out: Path) -> None:
+        self.run, self.job = run, experiment.Job(run, self, weights)
+        self.folder = store.run_folder(out, run.run_id)
+        self.outcome: str | None = None
+        self._settle, self._pulse = settle, pulse
+        self._claim: claims.Claim | None = None
 
-    def perform() -> dict[str, Any]:
-        return experiment.perform(
-            run,
-            site,
-            should_stop=stop.is_set,
-            on_step=meter.on_step,
-            on_epoch=on_epoch,
-            before_write=claim.check,
-        )
-
-    try:
-        done = _whole(folder.result, lambda: store.read_result(folder, curve=False))
-        if done and store.weights_fault(folder) is None:
-            return DONE, _headline(done)  # finished by another process while we waited for the claim
-        if done:
-            store.set_aside(folder.result)  # its weights are gone: until they are made again it is not done
-        if error := _whole(folder.error, lambda: store.read_json(folder.error)):
-            return FAILED, error.get("message", "")
-        store.write_json(folder.config, run.model_dump(mode="json"))
-        meter.place = _place(site)
+    def begin(self) -> bool:
+        """Claim the run, and say whether there is anything to do."""
         try:
-            result = perform()
-        except store.Damaged as damage:
-            _say(f"{damage}: set aside, starting again")
-            store.set_aside(folder.last)
-            result = perform()
-        _say(f"done: {_headline(result)}")
-        return DONE, _headline(result)
-    except Stopped:
-        _say("stopped, checkpoint written")
-        return STOPPED, "checkpoint written"
-    except claims.ClaimLost as lost:
-        return CLAIMED, str(lost)
-    except experiment.TeacherNotReady as reason:
-        return BLOCKED, str(reason)
-    except Exception as error:
-        return FAILED, _fail(folder, error)
+            self._claim = claims.acquire(self.folder.path)
+            if self._claim is None:
+                self.end(CLAIMED, "another process has it")
+            else:
+                self._look()
+        except OSError as error:
+            self.end(FAILED, _not_written(self.folder, error))
+        return self.outcome is None
 
+    def _look(self) -> None:
+        """Settle what was done, or failed, while we waited for the claim."""
+        store.sweep(self.folder)
+        done = self._whole(self.folder.result, lambda: store.read_result(self.folder, curve=False))
+        if done and store.weights_fault(self.folder) is None:
+            self.end(DONE, _headline(done))
+        elif done:
+            store.set_aside(self.folder.result)  # its weights are gone: until they are made again it is not done
+        elif error := self._whole(self.folder.error, lambda: store.read_json(self.folder.error)):
+            self.end(FAILED, error.get("message", ""))
 
-class _Meter:
-    """How far a run is: takes down each step as it comes, and works out the rest when the heartbeat asks for it."""
+    def start(self, site: experiment.Site, ready: Sequence[Try]) -> None:
+        """Say in the log what begins, and keep the claim alive from now on."""
+        try:
+            self.say(
+                f"{self.run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), "
+                f"code in {Path(__file__).parents[1]}"
+            )
+            if len(ready) > 1:
+                others = ", ".join(one.run.run_id for one in ready if one is not self)
+                self.say(f"together with {others}; what the process prints is in {ready[0].folder.log}")
+            store.write_json(self.folder.config, self.run.model_dump(mode="json"))
+        except OSError as error:
+            self.end(FAILED, _not_written(self.folder, error))
+            return
+        self._meter = Meter(self.run, self._claim.progress, self._pulse)
+        self._meter.place = place(site, len(ready))
+        self._claim.keep_alive(self._meter.measure)
 
-    def __init__(self, run: Run, inherited: dict[str, Any]) -> None:
-        self.epochs = run.train.epochs if run.train else 0
-        self.batch = run.train.batch if run.train else 0
-        self.top1 = inherited.get("top1")
-        self.place: dict[str, Any] = {}
-        # What the last claimant said stands until the first step.
-        self.inherited = {name: inherited[name] for name in ("epoch", "epochs", "step", "steps") if name in inherited}
-        self.began = self.moved = time.monotonic()
-        self.at: tuple[int, int, int] | None = None  # epoch under way, its steps so far and in all
-        self.first: tuple[float, int] = (0.0, 0)  # when the first step was seen, and the steps of the run until then
-        self.ticks = self.seen = 0
+    def say(self, text: str) -> None:
+        """A line at the end of the run's log."""
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        with open(self.folder.log, "a", encoding="utf-8", errors="replace") as log:
+            log.write(f"{stamp}  {text}\n")
+
+    def _try_to_say(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.say(text)
 
     def on_step(self, epoch: int, step: int, steps: int) -> None:
-        """Called at every step: no file, no clock but once."""
-        if self.at is None:
-            self.first = time.monotonic(), (epoch - 1) * steps + step
-        self.at = epoch, step, steps
-        self.ticks += 1
+        self._meter.on_step(epoch, step, steps)
 
-    def measure(self) -> dict[str, Any]:
-        """The progress that a claim carries and `--status` shows. `ticks` stands still where a run hangs."""
-        now, at, ticks = time.monotonic(), self.at, self.ticks
-        if ticks != self.seen:
-            self.moved, self.seen = now, ticks
-        known = {"ticks": ticks, "idle_s": round(now - self.moved, 1), "wall_s": round(now - self.began, 1)}
-        if self.top1 is not None:
-            known["top1"] = self.top1
-        if at is None or not self.epochs:
-            return {**self.inherited, **known, **self.place}
-        epoch, step, steps = at
-        done, seconds = (epoch - 1) * steps + step, now - self.first[0]
-        progress = {"epoch": epoch - 1, "epochs": self.epochs, "step": step, "steps": steps, **known, **self.place}
-        if done > self.first[1] and seconds > 0:
-            per_s = (done - self.first[1]) / seconds  # evaluations included: what is left has them, too
-            progress["images_per_s"] = round(per_s * self.batch, 1)
-            progress["left_s"] = round((self.epochs * steps - done) / per_s, 1)
-        return progress
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        self._claim.check()
+        self._meter.top1 = row.get("top1", row.get("val_top1"))
+        self._try_to_say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
 
+    def before_write(self) -> None:
+        self._claim.check()
 
-def _place(site: experiment.Site) -> dict[str, Any]:
-    """Where a run is done, for a person."""
-    place = {"device": device_name(site.device), "devices": site.devices}
-    if site.device.type == "cuda":
-        place["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES") or str(site.device.index or 0)
-    return place
+    def damaged(self, damage: store.Damaged) -> None:
+        self._try_to_say(f"{damage}: set aside, starting again")
+        store.set_aside(self.folder.last)
+
+    def finished(self, result: dict[str, Any]) -> None:
+        self._try_to_say(f"done: {_headline(result)}")
+        self.end(DONE, _headline(result))
+
+    def left(self, error: Exception) -> None:
+        failed = failure_of_device(error)
+        if isinstance(error, Stopped):
+            self._try_to_say("stopped, checkpoint written")
+            self.end(STOPPED, "checkpoint written")
+        elif isinstance(error, claims.ClaimLost):
+            self.end(CLAIMED, str(error))
+        elif isinstance(error, experiment.TeacherNotReady):
+            self.end(BLOCKED, str(error))
+        elif failed:
+            self._try_to_say("".join(traceback.format_exception(error)))
+            self.end(NO_MEMORY if failed == "memory" else CRASHED, _words(error, self.folder))
+        else:
+            message, details = _words(error, self.folder), "".join(traceback.format_exception(error))
+            self._try_to_say(details)
+            record_failure(self.folder, message, details)
+            self.end(FAILED, message)
+
+    def end(self, outcome: str, message: str) -> None:
+        """Settled: give the claim up and say so. The first word counts."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self._claim:
+            with contextlib.suppress(OSError):
+                self._claim.release()
+        self._settle(self.run, outcome, message)
+
+    def _whole(self, path: Path, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """What `read` gives; a damaged file is set aside and counts as absent."""
+        try:
+            return read()
+        except store.Damaged as damage:
+            self._try_to_say(f"{damage}: set aside as {store.set_aside(path).name}")
+            return None
 
 
 def _headline(result: dict[str, Any]) -> str:
     return f"top-1 {result['metrics']['top1_last']:.2f}"
 
 
-def _fail(folder: store.RunFolder, error: Exception) -> str:
-    """Write error.json; the line that says what happened, in words a person can act on."""
-    text = str(error).strip() or type(error).__name__
-    message = text.splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        message = f"out of GPU memory: use fewer --slots ({message})"
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message = f"disk full while writing {error.filename or folder.path}: make room, then --retry-failed"
-    elif not isinstance(error, (Diverged, ValueError, OSError)):
-        message = f"{type(error).__name__}: {message}"
-    _say(traceback.format_exc())
-    record_failure(folder, message, traceback.format_exc())
-    return message
+def _not_written(folder: store.RunFolder, error: OSError) -> str:
+    return f"cannot write to {error.filename or folder.path}: {error.strerror}"
 
 
-def record_failure(folder: store.RunFolder, message: str, details: str) -> None:
-    """Mark a run as failed; where even that cannot be written the run counts as interrupted."""
-    record = {
-        "run_id": folder.run_id,
-        "message": message,
-        "details": details,
-        "host": socket.gethostname(),
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    with contextlib.suppress(OSError):
-        store.write_json(folder.error, record)
-
-
-def _whole(path: Path, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """What `read` gives; a damaged file is set aside and counts as absent."""
-    try:
-        return read()
-    except store.Damaged as damage:
-        _say(f"{damage}: set aside as {store.set_aside(path).name}")
-        return None
+def _words(error: Exception, folder: store.RunFolder) -> str:
+    """One line that says what happened, in words a person can act on."""
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"disk full while writing {error.filename or folder.path}: make room, then --retry-failed"
+    return message if isinstance(error, (Diverged, ValueError, OSError)) else f"{type(error).__name__}: {message}"
 
 
 @contextlib.contextmanager
-def _log(path: Path) -> Iterator[None]:
-    """Send everything this process prints, from any library, to the end of a run's log."""
+def _printing_to(path: Path) -> Iterator[None]:
+    """Send everything that this process prints, from any library, to the end of a run's log."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -218,14 +217,8 @@ def _log(path: Path) -> Iterator[None]:
             os.close(original)
 
 
-def _say(text: str) -> None:
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    with contextlib.suppress(OSError):
-        os.write(1, f"{stamp}  {text}\n".encode())
-
-
-def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
-    """Do the runs that `orders` names until it ends; at its end the run in hand is stopped with a checkpoint."""
+def serve(work: Work, orders: TextIO, answers: TextIO, hung_s: float) -> None:
+    """Do what `orders` names until it ends, by `work`; at its end the runs in hand are stopped with a checkpoint."""
     stop, left = threading.Event(), threading.Event()
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a signal may put
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -236,19 +229,21 @@ def serve(site_of: Any, orders: TextIO, answers: TextIO) -> None:
             waiting.put(line)
         stop.set()
         waiting.put(None)
-        if not left.wait(claims.HUNG_S):
-            os._exit(1)  # it hangs, and the driver that would see to that is gone: its claim must not live for ever
+        if not left.wait(hung_s):
+            os._exit(1)  # it hangs, and the driver that would see to that is gone: its claims must not live for ever
 
-    threading.Thread(target=listen, name="orders", daemon=True).start()
-    while not stop.is_set() and (line := waiting.get()):
-        order = json.loads(line)
-        run = check(Run, order["run"], "order")
-        outcome, message = do(run, site_of(order.get("weights")), stop)
+    def settle(run: Run, outcome: str, message: str) -> None:
         said = json.dumps({"run_id": run.run_id, "outcome": outcome, "message": message})
         try:
             print(said, file=answers, flush=True)
         except BrokenPipeError:
-            break  # the driver is gone: the run's own files say what became of it
+            stop.set()  # the driver is gone: the run's own files say what became of it
+
+    threading.Thread(target=listen, name="orders", daemon=True).start()
+    while not stop.is_set() and (line := waiting.get()):
+        wanted = [(check(Run, one["run"], "order"), one.get("weights")) for one in json.loads(line)["runs"]]
+        if not work([(run, Path(weights) if weights else None) for run, weights in wanted], stop, settle):
+            break
     left.set()
 
 
@@ -260,17 +255,15 @@ def main() -> None:
     parser.add_argument("--per-device", type=int, default=1, help="workers that share the device")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
+    parser.add_argument("--hung-s", type=float, default=claims.HUNG_S, help="without a step: it hangs")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = parse_device(args.device)
-    answers = os.fdopen(os.dup(1), "w")
+    site = experiment.Site(args.out, parse_device(args.device), args.data, args.checkpoint_every_s, args.per_device)
 
-    def site_of(weights: str | None) -> experiment.Site:
+    def work(orders: Sequence[Order], stop: threading.Event, settle: Settle) -> bool:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it
-        file = Path(weights) if weights else None
-        return experiment.Site(args.out, device, args.data, file, args.checkpoint_every_s, args.per_device)
+        return do(orders, site, stop, settle)
 
-    serve(site_of, sys.stdin, answers)
+    serve(work, sys.stdin, os.fdopen(os.dup(1), "w"), args.hung_s)
 
 
 if __name__ == "__main__":

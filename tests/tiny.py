@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from bench import protocol
 from bench.run import Run, Teacher
+from bench.training import trainer
 from bench.training.data import Dataset
+from bench.training.member import State
 
 PROTOCOL = """\
 extends: standard
@@ -60,3 +64,31 @@ def dataset(n: int = 80, seed: int = 0) -> Dataset:
     labels = torch.arange(n + 40) % 100
     mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
     return Dataset(images[:n], labels[:n], images[n:], labels[n:], mean, std)
+
+
+class Hooks(trainer.Hooks):
+    """Remembers what became of a run; other hooks by name."""
+
+    def __init__(self, **hooks: Any) -> None:
+        self.student: nn.Module | None = None
+        self.state: State | None = None
+        self.error: Exception | None = None
+        for name, hook in hooks.items():
+            setattr(self, name, hook)
+
+    def done(self, student: nn.Module, state: State) -> None:
+        self.student, self.state = student, state
+
+    def left(self, error: Exception) -> None:
+        self.error = error
+
+
+def train(
+    run: Run, dataset: Dataset, teacher: nn.Module | None, checkpoint: Path, should_stop=lambda: False, **hooks: Any
+) -> tuple[nn.Module, State]:
+    """Train one run by itself; its student and state, or the error with which it left."""
+    heard = Hooks(**hooks)
+    trainer.train([trainer.Entrant(run, checkpoint, heard)], dataset, teacher, should_stop=should_stop)
+    if heard.error:
+        raise heard.error
+    return heard.student, heard.state

@@ -32,7 +32,8 @@ from bench.training import data as datasets
 from bench.training.data import Dataset
 from bench.training.devices import memory_format, parse_device, set_precision
 from bench.training.evaluate import evaluate
-from bench.training.trainer import Trainer, seeded
+from bench.training.member import Member, seeded
+from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput, choose
 
 WEIGHTS_VARIABLE = "KD_WEIGHTS"
@@ -87,20 +88,21 @@ def _known(weights: Path) -> list[str]:
 def check_training(run: Run, teacher: nn.Module | None, dataset: Dataset, reference: Dataset, steps: int) -> Check:
     """The first `steps` steps on the device of `dataset` beside those on that of `reference`."""
     set_precision(run.precision)
-    ours, theirs = (Trainer(run, its, copy.deepcopy(teacher)) for its in (dataset, reference))
+    both = [Trainer.of([run], its, teacher) for its in (dataset, reference)]
     batches, same = (_batches(run, its) for its in (dataset, reference))
-    for trainer in (ours, theirs):
-        trainer.begin_epoch(1)
-    seen = [_logits_seen(trainer) for trainer in (ours, theirs)]
+    ours, theirs = (trainer.members[0] for trainer in both)
+    for member in (ours, theirs):
+        member.begin_epoch(1)
+    seen = [_logits_seen(member) for member in (ours, theirs)]
     rows, worst = [], dict.fromkeys(TOLERANCES, 0.0)
     for step, batch, its in zip(range(1, steps + 1), batches, same, strict=False):
         ours.student.load_state_dict(theirs.student.state_dict())
         ours.method.load_state_dict(theirs.method.state_dict())
         ours.load_optimizer(copy.deepcopy(theirs.optimizer.state_dict()))  # else it may be shared
         before = _weights(theirs)
-        here = ours.step(*batch)[0].cpu().double()
+        here = _loss(both[0], batch)
         with _one_thread_if_same(dataset, reference):
-            there = theirs.step(*its)[0].cpu().double()
+            there = _loss(both[1], its)
         off = {
             "loss": (here - there).abs().max() / there.abs().sum(),
             "logits": _distance(seen[0].pop(), seen[1].pop()),
@@ -117,19 +119,25 @@ def check_training(run: Run, teacher: nn.Module | None, dataset: Dataset, refere
     return Check(f"{run.method} {run.student}, fp32, {len(rows)} steps", holds, found, table)
 
 
+def _loss(trainer: Trainer, batch: tuple[Tensor, Tensor | None, Tensor, Tensor]) -> Tensor:
+    """The loss terms of a step of its only member."""
+    ((values, _),) = results_of(trainer.step(*batch))
+    return values.cpu().double()
+
+
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return (ours - theirs).norm() / theirs.norm()
 
 
-def _logits_seen(trainer: Trainer) -> list[Tensor]:
+def _logits_seen(member: Member) -> list[Tensor]:
     """Where the student's logits of each step will be found."""
-    seen, terms = [], trainer.method.terms
+    seen, terms = [], member.method.terms
 
     def watched(student: zoo.Outputs, *others: object) -> dict[str, Tensor]:
         seen.append(student.logits.detach().cpu().double())
         return terms(student, *others)
 
-    trainer.method.terms = watched
+    member.method.terms = watched
     return seen
 
 
@@ -137,12 +145,11 @@ def _batches(run: Run, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor | None
     """The batches of the first epoch, as the trainer takes them."""
     epoch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     for part in datasets.slices(len(epoch.labels), run.train.batch):
-        strong = None if epoch.strong_images is None else epoch.strong_images[part]
-        yield epoch.images[part], strong, epoch.labels[part], epoch.indices[part]
+        yield epoch.batch(part)
 
 
-def _weights(trainer: Trainer) -> Tensor:
-    return torch.cat([parameter.detach().flatten().cpu().double() for parameter in trainer.trained])
+def _weights(member: Member) -> Tensor:
+    return torch.cat([parameter.detach().flatten().cpu().double() for parameter in member.trained])
 
 
 def check_data(data: Data, dataset: Dataset, reference: Dataset) -> Check:

@@ -1,9 +1,9 @@
 """What runs cost in seconds of a device, told from a few training steps on random images before anything has started.
 
 Runs of one kind (they differ in the seed, or in settings that change numbers and not work) take equal steps, and one
-of them is measured. What the time does not suffice for has the speed, in FLOP/s, of the measured kinds of the same
-teacher and student, else of all of them. Augmentation and files are not in it, nor what slots of one machine take from
-each other.
+of them is measured, the teacher's pass apart: runs that train together have it in common. What the time does not
+suffice for has the speed, in FLOP/s, of the measured kinds of the same teacher and student, else of all of them.
+Augmentation and files are not in it, nor what slots of one machine take from each other.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from bench.cost import cost_flop, evaluation_flop, step_flop, steps
+from bench.cost import cost_flop, evaluation_flop, step_flop, steps, student_flop, teacher_flop
 from bench.measure.step_cost import now, step, trainer_on_noise
 from bench.provenance import device_name
 from bench.run import Run
@@ -36,7 +36,7 @@ Kind = tuple[str | int | None, ...]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds of one CPU core, or of a whole GPU, that runs take from start to end."""
+    """Seconds of one CPU core, or of a whole GPU, that runs take from start to end, each in its cohort."""
 
     seconds: Mapping[str, float]  # by run id; empty where no step could be measured
     device: str  # its name
@@ -54,11 +54,15 @@ def kind(run: Run) -> Kind:
 
 
 def calibrate(
-    runs: Mapping[str, Run], finished: Iterable[tuple[Run, Mapping[str, Any]]], device: torch.device
+    runs: Mapping[str, Run],
+    finished: Iterable[tuple[Run, Mapping[str, Any]]],
+    device: torch.device,
+    cohorts: Sequence[Sequence[str]] = (),
 ) -> Calibration:
     """Measure steps of `runs` for at most CALIBRATION_S, the kinds with the most FLOP to do first.
 
     `finished` holds runs and their results: those of this device tell of their kinds, which are not measured then.
+    `cohorts` says which runs, by id, train together; the others are alone.
     """
     started = time.monotonic()
     examples, flop = {}, defaultdict(float)
@@ -68,7 +72,7 @@ def calibrate(
             flop[kind(run)] += cost_flop(run)
     pace = Pace()
     for run, seconds in _finished_here(finished, device):
-        pace.add(run, seconds / _as_steps(run))
+        pace.add(run, Step.split(seconds / _as_steps(run), run))
     known = len(examples.keys() & pace.step_s.keys())
     todo = [examples[key] for key in sorted(examples, key=flop.get, reverse=True) if key not in pace.step_s]
     if todo and sys.stderr.isatty():
@@ -80,38 +84,55 @@ def calibrate(
             # What is known to be too slow for the rest of the time makes way for something shorter.
             if left <= 0 or (pace.step_s and pace.guess(run) > left):
                 continue
-            step_s = _try(run, device, time.monotonic() + left)
-            if step_s is not None:
-                pace.add(run, step_s)
+            found = _try(run, device, time.monotonic() + left)
+            if found is not None:
+                pace.add(run, found)
                 measured += 1
-    seconds = {run_id: pace.of(run) for run_id, run in runs.items()} if pace.step_s else {}
+    together = {run_id: len(cohort) for cohort in cohorts for run_id in cohort}
+    seconds = {run_id: pace.of(run, together.get(run_id, 1)) for run_id, run in runs.items()} if pace.step_s else {}
     took_s = time.monotonic() - started
     return Calibration(seconds, device_name(device), device.type == "cuda", len(examples), known, measured, took_s)
+
+
+class Step(NamedTuple):
+    """Seconds of a training step: the run's own part, and the teacher's pass, which a cohort has in common."""
+
+    own_s: float
+    shared_s: float
+
+    @classmethod
+    def split(cls, seconds: float, run: Run) -> Step:
+        """What is known as a whole, divided by FLOP."""
+        return cls(seconds * student_flop(run) / step_flop(run), seconds * teacher_flop(run) / step_flop(run))
+
+    def among(self, together: int) -> float:
+        """Of one of so many runs."""
+        return self.own_s + self.shared_s / together
 
 
 class Pace:
     """Seconds of a training step by kind of run, and what they say of other kinds."""
 
     def __init__(self) -> None:
-        self.step_s: dict[Kind, float] = {}
+        self.step_s: dict[Kind, Step] = {}
         self._spent: dict[Any, list[tuple[float, float]]] = defaultdict(list)  # (s, FLOP) by networks; None is all
 
-    def add(self, run: Run, step_s: float) -> None:
+    def add(self, run: Run, step: Step) -> None:
         """Take in a measurement; of two of the same kind the later counts."""
-        self.step_s[kind(run)] = step_s
+        self.step_s[kind(run)] = step
         for key in (_networks(run), None):
-            self._spent[key].append((step_s, step_flop(run)))
+            self._spent[key].append((sum(step), step_flop(run)))
 
     def guess(self, run: Run) -> float:
         """Seconds of a step of a kind that was not measured."""
         return step_flop(run) * self._s_per_flop(run)
 
-    def of(self, run: Run) -> float:
-        """Seconds of a whole run."""
+    def of(self, run: Run, together: int = 1) -> float:
+        """Seconds of a whole run that is one of so many that train together; its evaluations are its own."""
         if run.train is None:
             return evaluation_flop(run) * self._s_per_flop(run)
-        step_s = self.step_s.get(kind(run)) or self.guess(run)
-        return step_s * _as_steps(run)
+        step = self.step_s.get(kind(run)) or Step.split(self.guess(run), run)
+        return step.among(together) * steps(run) + sum(step) * evaluation_flop(run) / step_flop(run)
 
     def _s_per_flop(self, run: Run) -> float:
         spent = self._spent.get(_networks(run)) or self._spent[None]
@@ -130,16 +151,17 @@ def _as_steps(run: Run) -> float:
 def _finished_here(
     finished: Iterable[tuple[Run, Mapping[str, Any]]], device: torch.device
 ) -> Iterator[tuple[Run, float]]:
-    """Runs that were trained on a device like this one, and the seconds that they took."""
+    """Runs that were trained on a device like this one, and the seconds that they took, or would have taken alone."""
     for run, result in finished:
-        seconds = result.get("timing", {}).get("device_s")
+        timing = result.get("timing", {})
+        seconds = timing.get("alone_s", timing.get("device_s"))
         origin = result.get("provenance", {})
         here = origin.get("device") == device_name(device) and (origin.get("threads") is None) == (device.type != "cpu")
         if run.train is not None and here and isinstance(seconds, (int, float)) and seconds > 0:
             yield run, seconds
 
 
-def _try(run: Run, device: torch.device, deadline: float) -> float | None:
+def _try(run: Run, device: torch.device, deadline: float) -> Step | None:
     """Seconds of a step; None where it cannot be measured, e.g. for want of memory. A plan needs no more than that."""
     try:
         return measure(run, device, deadline)
@@ -150,21 +172,28 @@ def _try(run: Run, device: torch.device, deadline: float) -> float | None:
             torch.cuda.empty_cache()
 
 
-def measure(run: Run, device: torch.device, deadline: float) -> float:
-    """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow."""
+def measure(run: Run, device: torch.device, deadline: float) -> Step:
+    """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow.
+
+    On a CPU the teacher's pass is timed by itself; within a captured step it is told by its FLOP.
+    """
     set_precision(run.precision)
     with own_stream(device):  # as training does: a step is captured within the warm-up, and replayed afterwards
-        trainer = trainer_on_noise(run, device)
-        take = captured(trainer.step, run.train.batch, device)
-        times, began = [], now(device)
+        trainer = trainer_on_noise([run], device)
+        take = captured(trainer.step, device)
+        times, began, clock = [], now(device), trainer.clock
         for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
+            clock.restart()
             started = now(device)
             for _ in range(count):
                 step(trainer, take)
             times.append((now(device) - started) / count)
             if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
                 break
-    return min(times)
+    least = min(times)
+    if not clock.cpu or not clock.all_s:
+        return Step.split(least, run)
+    return Step(least * (1 - clock.shared_s / clock.all_s), least * clock.shared_s / clock.all_s)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def figures(out: Path, slots: int, began: float, wall_s: float) -> str:
 def profile(grid: Path, out: Path, device: str) -> None:
     """Do the grid's runs in one worker and print where its time goes, training as one line."""
     runs = sorted(grids.expand(grids.load(str(grid))).runs.values(), key=lambda run: run.teacher is not None)
-    orders = [json.dumps({"run": run.model_dump(mode="json"), "weights": None}) for run in runs]
+    orders = [json.dumps({"runs": [{"run": run.model_dump(mode="json"), "weights": None}]}) for run in runs]
     measured = out.parent / "worker.profile"
     command = ["-m", "cProfile", "-o", measured, "-m", "jobs.worker", "--out", out, "--device", device, "--threads", 1]
     with subprocess.Popen(

@@ -12,7 +12,6 @@ and read once in a forward pass, and twice that again in the student's backward 
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +36,8 @@ from bench.run import Precision, Run, Teacher
 from bench.training import data as datasets
 from bench.training.capture import captured, own_stream
 from bench.training.devices import autocast, check_precision, parse_device, set_precision
-from bench.training.trainer import Trainer, seeded
+from bench.training.member import seeded
+from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput, choose
 from zoo.outputs import IMAGE
 
@@ -144,18 +144,16 @@ def ours_s(run: Run, teacher: nn.Module, dataset: datasets.Dataset, steps: int) 
 def _ours(run: Run, teacher: nn.Module, dataset: datasets.Dataset) -> tuple[Callable, datasets.Epoch, float]:
     """The next step, the epoch that it is of, and the seconds that the epoch took to make."""
     device, batch = dataset.train_labels.device, run.train.batch
-    trainer = Trainer(run, dataset, teacher)
-    trainer.begin_epoch(1)
+    trainer = Trainer.of([run], dataset, teacher)
+    trainer.members[0].begin_epoch(1)
     started = now(device)
     epoch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     augmented_s = now(device) - started
-    step = captured(trainer.step, batch, device)
+    step = captured(trainer.step, device)
     parts = itertools.cycle(datasets.slices(len(epoch.labels) // batch * batch, batch))
 
     def take() -> None:
-        part = next(parts)
-        strong = None if epoch.strong_images is None else epoch.strong_images[part]
-        step(epoch.images[part], strong, epoch.labels[part], epoch.indices[part])
+        results_of(step(*epoch.batch(next(parts)), members=trainer.members))
 
     return take, epoch, augmented_s
 
@@ -263,25 +261,26 @@ def agreement(
     young network doubles any difference every few steps, in float32 that of one and two threads, too.
     """
     teacher.to(dtype)  # before its BatchNorm is folded
-    made = Trainer(run, dataset, copy.deepcopy(teacher))  # whose statistics may drift
+    made = Trainer.of([run], dataset, teacher)
+    ours = made.members[0]
     plain = Plain(run, teacher, dataset.train_labels, dataset.train_labels.device)
     if dtype == torch.float64:
         made.dataset = replace(dataset, mean=dataset.mean.double(), std=dataset.std.double())
-        for net in (made.student, made.method, plain.student, plain.method):
+        for net in (ours.student, ours.method, plain.student, plain.method):
             net.double()
-    made.begin_epoch(epoch_of_lr)
+    ours.begin_epoch(epoch_of_lr)
     for group in plain.optimizer.param_groups:
-        group["lr"] = float(made.lr)  # as float32 has it
+        group["lr"] = float(ours.lr)  # as float32 has it
     epoch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     for _, part in zip(range(steps), datasets.slices(len(epoch.labels), run.train.batch), strict=False):
-        strong = None if epoch.strong_images is None else epoch.strong_images[part]
-        made.step(epoch.images[part], strong, epoch.labels[part], epoch.indices[part])
-        views = (None if view is None else made.dataset.normalise(view) for view in (epoch.images[part], strong))
-        plain.step(*views, epoch.labels[part], epoch.indices[part])
-    ours, theirs = (
-        torch.cat([p.detach().flatten().double() for p in net.parameters()]) for net in (made.student, plain.student)
+        images, strong, labels, indices = epoch.batch(part)
+        results_of(made.step(images, strong, labels, indices))
+        views = (None if view is None else made.dataset.normalise(view) for view in (images, strong))
+        plain.step(*views, labels, indices)
+    here, there = (
+        torch.cat([p.detach().flatten().double() for p in net.parameters()]) for net in (ours.student, plain.student)
     )
-    return float((ours - theirs).norm() / theirs.norm())
+    return float((here - there).norm() / there.norm())
 
 
 def main(arguments: list[str] | None = None) -> int:

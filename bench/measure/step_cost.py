@@ -24,7 +24,7 @@ from bench.provenance import device_name
 from bench.run import Run, Teacher
 from bench.training.data import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from bench.training.devices import parse_device
-from bench.training.trainer import Trainer
+from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput, choose
 from zoo.outputs import IMAGE
 
@@ -33,12 +33,13 @@ PAIRS = ("resnet56-resnet20", "resnet32x4-resnet8x4")
 
 def measure(run: Run, device: torch.device, rounds: int, steps: int = 1) -> tuple[float, float]:
     """Seconds of one step and of its floor, the least of `rounds` turns of `steps` each; random weights and images."""
-    trainer = trainer_on_noise(run, device)
-    whole = trainer.method.terms
+    trainer = trainer_on_noise([run], device)
+    method = trainer.members[0].method
+    whole = method.terms
     times: dict[object, list[float]] = {whole: [], _labels_alone: []}
     for turn in range(rounds + 1):
         for terms, taken in times.items():
-            trainer.method.terms = terms
+            method.terms = terms
             started = now(device)
             for _ in range(steps):
                 step(trainer)
@@ -52,21 +53,25 @@ def _labels_alone(student: zoo.Outputs, teacher: zoo.Outputs | None, batch: meth
     return {"ce": sum(cross_entropy(view.logits, batch.labels) for view in views)}
 
 
-def trainer_on_noise(run: Run, device: torch.device) -> Trainer:
-    """The trainer of a run at its first epoch, with a random teacher, and one batch of images for its training set."""
-    teacher = zoo.build(run.teacher.arch) if run.teacher else None
-    trainer = Trainer(run, noise(run.train.batch, device), teacher)
-    trainer.begin_epoch(1)
+def trainer_on_noise(runs: Sequence[Run], device: torch.device) -> Trainer:
+    """The trainer of runs at their first epoch, with a random teacher, and one batch of images for its training set."""
+    arch = next((run.teacher.arch for run in runs if run.teacher), None)
+    trainer = Trainer.of(runs, noise(runs[0].train.batch, device), zoo.build(arch) if arch else None)
+    for member in trainer.members:
+        member.begin_epoch(1)
     return trainer
 
 
-def step(trainer: Trainer, take: Callable[..., object] | None = None) -> None:
-    """A training step of a `trainer_on_noise`; `take` is the trainer's step where that is wrapped, e.g. captured."""
+def step(trainer: Trainer, take: Callable[..., list] | None = None) -> list:
+    """A training step of a `trainer_on_noise`; `take` is the trainer's step where that is wrapped, e.g. captured.
+
+    Returns the result of each member; raises what one of them raised.
+    """
     images = trainer.dataset.train_images
-    strong = images if trainer.run.data.views == "paired" else None
+    strong = images if any(member.paired for member in trainer.members) else None
     batch = len(images)
     labels, indices = trainer.dataset.train_labels[:batch], torch.arange(batch, device=images.device)
-    (take or trainer.step)(images, strong, labels, indices)
+    return results_of((take or trainer.step)(images, strong, labels, indices, members=trainer.members))
 
 
 def noise(batch: int, device: torch.device) -> Dataset:

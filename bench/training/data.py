@@ -51,6 +51,11 @@ class Epoch:
     labels: Tensor  # (M,)
     indices: Tensor  # (M,), position in the training set
 
+    def batch(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Images, second views, labels and indices of a step."""
+        strong = None if self.strong_images is None else self.strong_images[part]
+        return self.images[part], strong, self.labels[part], self.indices[part]
+
     def steps(self, batch: int) -> int:
         return -(-len(self.labels) // batch)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 
 from bench.run import Precision
 from zoo.errors import BadInput
+
+# In the words of errors that have no type of their own.
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+BROKEN = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error", "cusolver error", "CUDA driver error")
 
 
 def parse_device(name: str) -> torch.device:
@@ -29,9 +34,26 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Layout of images and weights: channels-last makes a step 1.3 to 1.5 times as fast on a CPU (oneDNN)."""
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+# Channels-last makes a step 1.3 to 1.5 times as fast on a CPU (oneDNN), measured; on a GPU it is what tensor cores
+# read, and what BatchNorm of few channels wants least: believed until `bench.gpu` has measured it.
+CHANNELS_LAST = {("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "tf32"), ("cuda", "bf16")}
+
+
+def memory_format(device: torch.device, precision: Precision = "fp32") -> torch.memory_format:
+    """Layout of images and weights."""
+    return torch.channels_last if (device.type, precision) in CHANNELS_LAST else torch.contiguous_format
+
+
+def failure_of_device(error: BaseException) -> Literal["memory", "device"] | None:
+    """What failed if it was not the run's own doing: there was no memory, or the device or its libraries broke.
+
+    After an error of CUDA nothing works any more in the process that met it.
+    """
+    said = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in said for words in NO_MEMORY):
+        return "memory"
+    broken = isinstance(error, getattr(torch, "AcceleratorError", ())) or any(words in said for words in BROKEN)
+    return "device" if isinstance(error, RuntimeError) and broken else None
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

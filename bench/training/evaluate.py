@@ -51,17 +51,19 @@ def evaluate(
     net: nn.Module,
     dataset: datasets.Dataset,
     on_batch: Callable[[], None] = lambda: None,
+    layout: torch.memory_format | None = None,
     part: Part = "test",
 ) -> Metrics:
     """Metrics of `net` in eval mode (its mode is restored); counts stay on the device until the end.
 
-    `part` "val" is the validation images, which the data set must have.
+    `layout` is that of its weights where it is not the device's for fp32. `part` "val" is the validation images, which
+    the data set must have.
     """
     was_training = net.training
     net.eval()
     images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
     device = images.device
-    layout = memory_format(device)
+    layout = layout or memory_format(device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
     for some in datasets.slices(len(labels), BATCH[device.type]):
         logits = net(dataset.normalise(images[some]).contiguous(memory_format=layout)).float()

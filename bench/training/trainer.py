@@ -1,329 +1,287 @@
-"""The training loop, one for all methods: a run, a data set and a teacher in; weights, metrics and a curve out.
+"""The training loop, one for all methods. Runs in; for each of them weights, metrics and a curve out.
 
-What may not change without a new protocol version: the order of operations of a step, what the random numbers are
-keyed by (`seed_for`), and that nothing is selected, stopped or rolled back on test accuracy.
+Runs that see the same images and the same teacher train together (`bench.cohorts`): a batch is made and passed through
+the teacher once, then each takes its own step. A run alone is a cohort of one. Nothing is selected, stopped or rolled
+back on test accuracy.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import methods
-import zoo
 from bench import store
-from bench.run import Run, seed_for
+from bench.run import Precision, Run
 from bench.training import data as datasets
-from bench.training.capture import captured
-from bench.training.devices import autocast, memory_format, set_precision
-from bench.training.evaluate import due, evaluate
-from bench.training.optim import SGD
+from bench.training.capture import captured, side_by_side
+from bench.training.clock import Clock
+from bench.training.devices import autocast, failure_of_device, memory_format, set_precision
+from bench.training.member import Member, Result, State, on_device, outputs_of
 from zoo.inference import folded
 
 CHECKPOINT_EVERY_S = 60.0
-
-
-class Diverged(ArithmeticError):
-    """A loss term is not finite; the message names epoch, step and terms."""
 
 
 class Stopped(Exception):
     """Training was asked to stop; everything needed to go on is in the checkpoint."""
 
 
-@dataclass
-class State:
-    """Where training stands: `epoch` (from 1) is under way and `step` of its steps are done."""
+class Hooks:
+    """What training tells of one run. What `on_epoch`, `before_write` or `done` raise makes the run leave with it."""
 
-    epoch: int = 1
-    step: int = 0
-    losses: Tensor | None = None  # (steps, terms), this epoch's loss terms, on the device
-    pulls: Tensor | None = None  # (terms,), gradient norms at this epoch's first step, on the device
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    wall_s: float = 0.0  # training time so far, over all interruptions
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        """After each step, and each batch of an evaluation: epoch (from 1), its steps so far and in all. Be cheap."""
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """After each epoch, with its row of the curve."""
+
+    def before_write(self) -> None:
+        """Before each checkpoint; may raise to keep it from being written."""
+
+    def damaged(self, damage: store.Damaged) -> None:
+        """The checkpoint cannot be used; where this does not raise, training starts from the beginning."""
+        raise damage
+
+    def done(self, student: nn.Module, state: State) -> None:
+        """All epochs are through."""
+
+    def left(self, error: Exception) -> None:
+        """The run does not go on, for this reason; the others of its cohort do."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A run that is to be trained: from `checkpoint` if it is there, else from the start."""
+
+    run: Run
+    checkpoint: Path
+    hooks: Hooks
 
 
 class Trainer:
-    """Networks, method and optimiser of one run, and the single step they take."""
+    """What the members of a cohort share, images and teacher, and the single step that they take."""
 
-    def __init__(self, run: Run, dataset: datasets.Dataset, teacher: nn.Module | None) -> None:
-        device = dataset.train_images.device
-        layout = memory_format(device)
-        method = methods.get(run.method)
-        with seeded(run.seed, "student"):
-            student = zoo.build(run.student, datasets.NUM_CLASSES)
-        with seeded(run.seed, "method"):
-            params = methods.check(method.Params, run.params, f"run {run.run_id}")
-            train_set = methods.TrainSet(dataset.train_labels, datasets.NUM_CLASSES)
-            self.method = method(params, student, teacher, train_set).to(device).train()
-        self.run, self.dataset, self.layout = run, dataset, layout
-        self.student = student.to(device, memory_format=layout)
-        if teacher and self.method.teacher_mode == "eval":
-            teacher = folded(teacher)
-        self.teacher = teacher.to(device, memory_format=layout).requires_grad_(False) if teacher else None
-        self.trained = [*self.student.parameters(), *self.method.parameters()]
-        settings = run.train
-        # Tensors, so that a captured step sees their new values.
-        self.epoch = torch.zeros((), device=device)
-        self.lr, self.lr_now = torch.full((), settings.lr, device=device), settings.lr
-        self.optimizer = SGD(
-            self.trained,
-            lr=self.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=True,
-        )
-        self.term_names: list[str] = []
+    def __init__(self, dataset: datasets.Dataset, teacher: nn.Module | None, precision: Precision) -> None:
+        """Without members as yet: see `admit`. `teacher` is the trained network of all that have one."""
+        self.dataset, self.device = dataset, dataset.train_images.device
+        self.precision, self.layout = precision, memory_format(self.device, precision)
+        self.clock = Clock(self.device)
+        self.members: list[Member] = []
+        self.teacher: nn.Module | None = None  # as a step asks it, once a member shares it
+        self._trained = teacher
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the learning rate and the modes of an epoch counted from 1."""
-        self.epoch.fill_(epoch)
-        self.set_lr(self.run.train.lr_at(epoch))
-        self.student.train()
-        if self.teacher:
-            self.teacher.train(self.method.teacher_mode == "train")
+    @classmethod
+    def of(cls, runs: Sequence[Run], dataset: datasets.Dataset, teacher: nn.Module | None) -> Trainer:
+        """With all of `runs` as members, at their start."""
+        made = cls(dataset, teacher, runs[0].precision)
+        for run in runs:
+            made.admit(run)
+        return made
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next step."""
-        if lr != self.lr_now:
-            self.lr.fill_(lr)
-            self.lr_now = lr
-
-    def load_optimizer(self, saved: dict[str, Any]) -> None:
-        """Take over momentum; the learning rate stays this trainer's tensor, which a captured step reads."""
-        self.optimizer.load_state_dict(saved)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+    def admit(self, run: Run) -> Member:
+        """Make a run a member, at its start."""
+        member = Member(run, self.dataset, self._trained if run.teacher else None)
+        if member.shares_teacher and self.teacher is None:
+            self.teacher = on_device(folded(self._trained), self.device, self.layout)
+        self.members.append(member)
+        return member
 
     def step(
-        self, images: Tensor, strong_images: Tensor | None, labels: Tensor, indices: Tensor, measure: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """One optimiser step; returns the detached loss terms (terms,). Nothing here waits for the device.
+        self,
+        images: Tensor,
+        strong_images: Tensor | None,
+        labels: Tensor,
+        indices: Tensor,
+        members: Sequence[Member] | None = None,
+        measure: bool = False,
+    ) -> list[Result | Exception]:
+        """One optimiser step of each of `members` (default: all), on uint8 images (B, 3, h, w).
 
-        With `measure` also each term's gradient norm (terms,) with respect to the student's logits, else None.
+        Returns each one's result, or the exception that its own part of the step raised. What fails the device fails
+        everybody, and is raised. Nothing here waits for the device.
         """
-        with autocast(self.run.precision, labels.device):
-            with torch.no_grad():
-                teacher = self._outputs(self.teacher, images, strong_images) if self.teacher else None
-            student = self._outputs(self.student, images, strong_images)
-            batch, progress = methods.Batch(labels, indices), methods.Progress(self.epoch)
-            terms = self.method.terms(student, teacher, batch, progress)
-        self.term_names = list(terms)
-        values = torch.stack(list(terms.values()))
-        pulls = gradient_norms(terms.values(), student) if measure else None
-        self.optimizer.zero_grad(set_to_none=True)
-        values.sum().backward()
-        if self.run.train.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.trained, self.run.train.grad_clip)
-        self.optimizer.step()
-        return values.detach(), pulls
+        members = self.members if members is None else members
+        inputs = self._input(images)
+        strong = self._input(strong_images) if any(member.paired for member in members) else None
+        teacher = None
+        if any(member.shares_teacher for member in members):
+            with torch.no_grad(), autocast(self.precision, self.device):
+                teacher = outputs_of(self.teacher, inputs, strong)
+        self.clock.shared(members)
 
-    def _outputs(self, net: nn.Module, images: Tensor, strong_images: Tensor | None) -> zoo.Outputs:
-        outputs = net.outputs(self._input(images))
-        strong = None if strong_images is None else self._outputs(net, strong_images, None)
-        # Losses see float32 logits whatever the autocast: in bfloat16 confident samples tie and logarithms are coarse.
-        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
-        return dataclasses.replace(outputs, logits=logits, strong=strong)
+        def own(member: Member) -> Result | Exception:
+            try:
+                shared = teacher if member.shares_teacher else None
+                return member.step(inputs, strong, labels, indices, shared, measure)
+            except Exception as error:
+                if failure_of_device(error):
+                    raise
+                return error
+            finally:
+                self.clock.own(member)
+
+        return side_by_side(own, members, len(labels), self.device)
 
     def _input(self, images: Tensor) -> Tensor:
         return self.dataset.normalise(images).contiguous(memory_format=self.layout)
 
-    def save(self, path: Path, state: State) -> None:
-        """Write everything that the rest of training depends on; the random numbers depend on (seed, epoch) alone."""
-        drifts = self.teacher is not None and self.method.teacher_mode == "train"
-        store.write_torch(
-            path,
-            {
-                "run_id": self.run.run_id,
-                "student": self.student.state_dict(),
-                "method": self.method.state_dict(),
-                "teacher": self.teacher.state_dict() if drifts else None,
-                "optimizer": self.optimizer.state_dict(),
-                "term_names": self.term_names,
-                "state": vars(state),
-                "threads": torch.get_num_threads(),
-            },
-        )
 
-    def restore(self, path: Path) -> State | None:
-        """Load what `save` wrote; None where there is nothing. Damaged where it is not this run's."""
-        saved = store.read_torch(path)
-        if saved is None:
-            return None
-        if saved.get("run_id") != self.run.run_id:
-            raise store.Damaged(f'{path.name} belongs to another run ("{saved.get("run_id")}")')
-        try:
-            return self._restore(saved)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise store.Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
-
-    def _restore(self, saved: dict[str, Any]) -> State:
-        self.student.load_state_dict(saved["student"])
-        self.method.load_state_dict(saved["method"])
-        if saved["teacher"] is not None:
-            self.teacher.load_state_dict(saved["teacher"])
-        self.load_optimizer(saved["optimizer"])
-        self.term_names = saved["term_names"]
-        if self.epoch.device.type == "cpu":
-            torch.set_num_threads(saved["threads"])  # sums over threads: another number of them, other last bits
-        state = State(**saved["state"])
-        for name in ("losses", "pulls"):
-            if getattr(state, name) is not None:
-                setattr(state, name, getattr(state, name).to(self.epoch.device))
-        return state
+def results_of(step: Sequence[Result | Exception]) -> list[Result]:
+    """What a step gave each member; raises what one of them raised."""
+    for result in step:
+        if isinstance(result, Exception):
+            raise result
+    return list(step)
 
 
 def train(
-    run: Run,
+    entrants: Sequence[Entrant],
     dataset: datasets.Dataset,
     teacher: nn.Module | None,
-    checkpoint: Path,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
-    before_write: Callable[[], None] = lambda: None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
-) -> tuple[nn.Module, State]:
-    """Train `run` from its checkpoint, or from the start; returns the student and the finished state.
+) -> None:
+    """Train runs that `bench.cohorts` lets share a process; the hooks of each hear what becomes of it.
 
-    `on_step` is called after each step, and after each batch of an evaluation, with the epoch under way (from 1), its
-    steps so far and in all: it tells training from hanging, and must be cheap.
-    `before_write` is called before each checkpoint and may raise to keep it from being written.
+    Each goes on from its checkpoint. Those furthest behind move, until all have met; one with fewer epochs leaves
+    early. Whose loss is not finite (Diverged), or whose step or hooks raise, leaves with that; the others go on. When
+    `should_stop` says so at a step, all leave with a checkpoint (Stopped). What fails the device is raised.
     On a GPU call it on a stream of its own (`capture.own_stream`).
-    Raises Diverged for a loss that is not finite, Stopped (after saving) when `should_stop` says so at a step.
     """
-    set_precision(run.precision)
-    trainer = Trainer(run, dataset, teacher)
-    step = captured(trainer.step, run.train.batch, dataset.train_labels.device)
-    state = trainer.restore(checkpoint) or State()
-    started = time.monotonic() - state.wall_s
+    first = entrants[0].run
+    set_precision(first.precision)
+    trainer = Trainer(dataset, teacher, first.precision)
+    cohort = _Cohort(trainer)
+    cohort.admit(entrants)
+    step, batch = captured(trainer.step, trainer.device), first.train.batch
     saved_at = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_at
-        state.wall_s = time.monotonic() - started
-        before_write()
-        trainer.save(checkpoint, state)
-        saved_at = time.monotonic()
-
-    while state.epoch <= run.train.epochs:
-        epoch = datasets.augmented_epoch(dataset, run.data, run.seed, state.epoch)
-        steps = epoch.steps(run.train.batch)
-        trainer.begin_epoch(state.epoch)
-        for part in datasets.slices(len(epoch.labels), run.train.batch, first=state.step):
-            strong = None if epoch.strong_images is None else epoch.strong_images[part]
-            trainer.set_lr(run.train.lr_at(state.epoch, (state.step + 0.5) / steps))
-            values, pulls = step(
-                epoch.images[part], strong, epoch.labels[part], epoch.indices[part], measure=state.step == 0
-            )
-            if state.step == 0:
-                state.pulls = pulls
-                state.losses = torch.zeros(steps, len(values), device=values.device)
-            state.losses[state.step] = values
-            state.step += 1
-            on_step(state.epoch, state.step, steps)
+    while trainer.members:
+        leader = min(trainer.members, key=lambda member: (*member.at, member.threads))
+        number, start = leader.at
+        if trainer.device.type == "cpu":
+            torch.set_num_threads(leader.threads)
+        epoch = cohort.augmented(number, leader.run)
+        steps, moving = epoch.steps(batch), []
+        for at, part in enumerate(datasets.slices(len(epoch.labels), batch, first=start), start=start):
+            before, moving = moving, [m for m in trainer.members if (*m.at, m.threads) == (number, at, leader.threads)]
+            for member in moving:
+                if member not in before:
+                    member.begin_epoch(number)
+                member.set_lr(member.run.train.lr_at(number, (at + 0.5) / steps))
+            cohort.took(moving, step(*epoch.batch(part), members=moving, measure=at == 0), steps)
             stop = should_stop()
             if stop or time.monotonic() - saved_at > checkpoint_every_s:
-                _check_finite(trainer, state)  # what has diverged is never saved as something to go on from
-                save()
+                cohort.save()
+                saved_at = time.monotonic()
             if stop:
-                raise Stopped
-        row = _finish_epoch(
-            trainer,
-            state,
-            len(epoch.labels),
-            time.monotonic() - started,
-            on_batch=lambda: on_step(state.epoch, state.step, state.step),
-        )
-        state.curve.append(row)
-        on_epoch(row)
-        state.epoch, state.step, state.losses, state.pulls = state.epoch + 1, 0, None, None
-    state.wall_s = time.monotonic() - started  # with the last evaluation, which the last row leaves out
-    return trainer.student, state
+                cohort.leave(trainer.members, Stopped())
+            if not any(member in trainer.members for member in moving):
+                break  # all of them have left
+        else:
+            cohort.finish_epoch(leader, steps, len(epoch.labels))
 
 
-def _finish_epoch(
-    trainer: Trainer, state: State, samples: int, wall_s: float, on_batch: Callable[[], None]
-) -> dict[str, Any]:
-    """The epoch's row of the curve: loss terms as means over samples, accuracies, wall time since the start."""
-    _check_finite(trainer, state)
-    batch = trainer.run.train.batch
-    sizes = torch.full((state.step,), float(batch), dtype=torch.float64)
-    sizes[-1] = samples - batch * (state.step - 1)
-    means = (state.losses.cpu().double() * sizes[:, None]).sum(dim=0) / samples
-    pulls = [] if state.pulls is None else state.pulls.tolist()
-    accuracies: dict[str, float] = {}
-    for part in due(trainer.run, state.epoch):
-        metrics = evaluate(trainer.student, trainer.dataset, on_batch, part=part)
-        if not math.isfinite(metrics.loss):
-            raise Diverged(f"{part} loss is {metrics.loss} after epoch {state.epoch}")
-        accuracies |= metrics.columns(part)
-    return {
-        "epoch": state.epoch,
-        "lr": trainer.run.train.lr_at(state.epoch),
-        "train_loss": float(means.sum()),
-        **dict(zip(trainer.term_names, means.tolist(), strict=True)),
-        **{f"grad_norm_{name}": pull for name, pull in zip(trainer.term_names, pulls, strict=False)},
-        **accuracies,
-        "wall_s": round(wall_s, 3),
-    }
+class _Cohort:
+    """What the loop does for each member. One for which it raises leaves with that; its `entrants` say whom to tell."""
 
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.clock = trainer, trainer.clock
+        self.entrants: dict[Member, Entrant] = {}
+        self._unsaved: set[Member] = set()
+        self._epoch: datasets.Epoch | None = None
+        self._made: tuple[int, bool] = (0, False)
 
-def gradient_norms(terms: Iterable[Tensor], student: zoo.Outputs) -> Tensor:
-    """|| d term / d logits || (Frobenius, all views) of each term (terms,): how hard it pulls at what is predicted.
+    def admit(self, entrants: Iterable[Entrant]) -> None:
+        """Make each a member, where its checkpoint is, or at the start where that is damaged."""
+        for entrant in entrants:
+            try:
+                member = self.trainer.admit(entrant.run)
+                self.entrants[member] = entrant
+                try:
+                    member.restore(entrant.checkpoint)
+                except store.Damaged as damage:
+                    entrant.hooks.damaged(damage)
+                    self.trainer.members.remove(member)
+                    self.entrants[self.trainer.admit(entrant.run)] = self.entrants.pop(member)
+            except Exception as error:
+                if failure_of_device(error):
+                    raise
+                self.trainer.members = [m for m in self.trainer.members if self.entrants.get(m) is not entrant]
+                entrant.hooks.left(error)
 
-    The gradient is that of the weighted term on the whole batch; a term that does not read the logits has 0. The
-    backward pass of each term ends at the logits, so this costs next to nothing.
-    """
-    logits = [student.logits, *([student.strong.logits] if student.strong else [])]
-    norms = []
-    for term in terms:
-        gradients = torch.autograd.grad(term, logits, retain_graph=True, allow_unused=True)
-        found = [gradient.flatten() for gradient in gradients if gradient is not None]
-        norms.append(torch.linalg.vector_norm(torch.cat(found)) if found else torch.zeros_like(term))
-    return torch.stack(norms).detach()
+    def augmented(self, number: int, run: Run) -> datasets.Epoch:
+        """The images of an epoch for all that have its steps to take; a second view where one of them asks for it."""
+        paired = [m.run.data for m in self.trainer.members if m.paired and m.state.epoch == number]
+        if self._epoch is None or self._made != (number, bool(paired)):
+            self._epoch = None  # two of them need not fit
+            data = paired[0] if paired else run.data
+            self._epoch = datasets.augmented_epoch(self.trainer.dataset, data, run.seed, number)
+            self._made = number, bool(paired)
+        self.clock.shared([m for m in self.trainer.members if m.state.epoch == number])
+        return self._epoch
 
+    def took(self, moving: Sequence[Member], results: Sequence[Result | Exception], steps: int) -> None:
+        """Take down a step of each."""
+        for member, result in zip(moving, results, strict=True):
+            if isinstance(result, Exception):
+                self.leave([member], result)
+                continue
+            member.took(result, steps, len(moving))
+            self._unsaved.add(member)
+            self.entrants[member].hooks.on_step(*member.at, steps)
+        self.clock.tick(moving)
 
-def _check_finite(trainer: Trainer, state: State) -> None:
-    """Raise Diverged at the first step of this epoch with a term that is not finite. Waits for the device."""
-    losses = state.losses[: state.step].cpu()
-    bad = ~torch.isfinite(losses).all(dim=1)
-    if bad.any():
-        step = int(bad.nonzero()[0])
-        terms = ", ".join(f"{name} {value:.6g}" for name, value in zip(trainer.term_names, losses[step], strict=True))
-        raise Diverged(f"loss is not finite at epoch {state.epoch}, step {step + 1} of {len(state.losses)}: {terms}")
+    def save(self) -> None:
+        """Write a checkpoint of each that has moved since its last one. What has diverged is never saved."""
 
+        def write(member: Member) -> None:
+            entrant = self.entrants[member]
+            member.check_finite()
+            entrant.hooks.before_write()
+            member.save(entrant.checkpoint)
 
-def summary(curve: list[dict[str, Any]], validation: int | None = None) -> dict[str, Any]:
-    """Headline metrics of a finished curve: the LAST epoch, and the best one apart (it is selected on test data).
+        self._each([m for m in self.trainer.members if m in self._unsaved], write)
+        self._unsaved.clear()
 
-    With a validation split the best epoch is the one that is best on it, and its test accuracy is not known; where the
-    split is empty there is no best epoch.
-    """
-    last = curve[-1]
-    watched = "top1" if validation is None else "val_top1"
-    chosen = {}
-    if watched in last:
-        best = max(curve, key=lambda row: row[watched])
-        chosen = {f"{watched}_best": best[watched], "best_epoch": best["epoch"]}
-        chosen |= {} if validation is None else {"val_top1_last": last["val_top1"]}
-    return {"top1_last": last["top1"], **chosen, "top5_last": last["top5"], "test_loss_last": last["test_loss"]}
+    def finish_epoch(self, leader: Member, steps: int, samples: int) -> None:
+        """Evaluate those that have taken all steps; who has no epoch left is done."""
 
+        number = leader.state.epoch
 
-@contextmanager
-def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Draw initial weights from (seed, purpose) on the CPU, and leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, purpose))
-        yield
+        def finish(member: Member) -> None:
+            hooks = self.entrants[member].hooks
+            hooks.on_epoch(member.finish_epoch(samples, lambda: hooks.on_step(number, steps, steps)))
+
+        def end(member: Member) -> None:
+            self.entrants[member].hooks.done(member.student, member.state)
+            self.trainer.members.remove(member)
+
+        ended = [m for m in self.trainer.members if (*m.at, m.threads) == (number, steps, leader.threads)]
+        self.clock.spread(ended)
+        self._each(ended, finish)
+        self.clock.tick(ended)  # with the last evaluation, which the last row leaves out
+        self._each([m for m in ended if m in self.trainer.members and m.state.epoch > m.run.train.epochs], end)
+
+    def leave(self, members: Iterable[Member], error: Exception) -> None:
+        """These do not go on."""
+        for member in list(members):
+            self.trainer.members.remove(member)
+            self.entrants[member].hooks.left(error)
+
+    def _each(self, members: Iterable[Member], do: Callable[[Member], None]) -> None:
+        for member in members:
+            try:
+                do(member)
+            except Exception as error:
+                if failure_of_device(error):
+                    raise
+                self.leave([member], error)
+            finally:
+                self.clock.own(member)

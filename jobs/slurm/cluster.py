@@ -13,6 +13,7 @@ from bench import yamlio
 from bench.grid import Grid
 from bench.protocol import CHECKPOINT
 from bench.run import Run
+from jobs import claims
 from jobs.plan import ROLES
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -48,7 +49,11 @@ class Resources(Settings):
     cpus_per_task: Annotated[int, Field(gt=0, le=4096)] = 2
     gpus: Annotated[int, Field(ge=0, le=64)] = 1  # of a job; a run uses one
     array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
-    runs_per_job: PositiveInt = 1  # never for teachers: their students wait for one task each
+    together: PositiveInt | None = None  # runs that share a process at most; None: all that fit; never teachers
+    runs_per_job: PositiveInt = 1  # cohorts follow one another in a job up to so many runs; never teachers
+    hung_min: Annotated[float, Field(gt=0, le=60 * 24 * 366)] = (
+        claims.HUNG_S / 60
+    )  # without a step, after which a worker is killed
     signal_delay_s: Annotated[int, Field(ge=1, le=3600)] = 120  # before the time limit: stop and write the checkpoint
     setup: list[str] = []  # lines of shell that run first
     additional: dict[str, str | int | float | bool] = {}  # other options of sbatch, without the dashes
@@ -110,13 +115,17 @@ class Cluster(Resources):
             values["runs_per_job"] = 1
         return check(Resources, values, f"cluster file, for {run.run_id}")
 
-    def of_all(self, grid: Grid, *, device: str = "auto") -> dict[str, Resources]:
-        """What the job of each run of a grid asks for. Without a GPU where `device` is "cpu"."""
+    def of_all(self, grid: Grid, *, device: str = "auto", **instead: Any) -> dict[str, Resources]:
+        """What the job of each run of a grid asks for. Without a GPU where `device` is "cpu".
+
+        `instead` holds settings that replace those of the file and its classes for all runs, unless they are None.
+        """
         teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
         wanted = {run_id: self.resources(run, is_teacher=run_id in teachers) for run_id, run in grid.runs.items()}
+        instead = {name: value for name, value in instead.items() if value is not None}
         if device == "cpu":
-            wanted = {run_id: found.model_copy(update={"gpus": 0}) for run_id, found in wanted.items()}
-        return wanted
+            instead["gpus"] = 0
+        return {run_id: found.model_copy(update=instead) for run_id, found in wanted.items()}
 
 
 def device(wanted: Resources, asked: str) -> str:

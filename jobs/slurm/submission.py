@@ -7,6 +7,7 @@ squeue says what is still to come. sacct is never asked.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import secrets
@@ -36,11 +37,19 @@ LOOK_S, ASK_S = 2.0, 30.0  # between looks at the files and questions to SLURM, 
 
 @dataclass(frozen=True)
 class Array:
-    """One call of sbatch: tasks of runs that ask for the same resources and, if so, wait for the same teacher."""
+    """One call of sbatch: tasks of runs that ask for the same resources and, if so, wait for the same teacher.
+
+    A task is one or more cohorts of runs, done one after another; a cohort's runs are done together.
+    """
 
     resources: Resources
     after: str | None  # run id of the teacher that is not done yet
-    tasks: tuple[tuple[str, ...], ...]
+    tasks: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @property
+    def runs(self) -> tuple[tuple[str, ...], ...]:
+        """The runs of each task."""
+        return tuple(tuple(itertools.chain(*task)) for task in self.tasks)
 
 
 def arrays(
@@ -56,6 +65,17 @@ def arrays(
     A teacher has a task to itself, since its students wait for that task; the runs of any task share one teacher.
     `ready` names the teachers that nobody has to wait for.
     """
+    from bench import cohorts
+    from bench.cost import cost_flop
+
+    def together(run_ids: Sequence[str], most: int | None) -> list[tuple[str, ...]]:
+        """Cohorts of at most so many runs."""
+        parts = []
+        for cohort in cohorts.group({run_id: grid.runs[run_id] for run_id in run_ids}):
+            count = -(-len(cohort) // (most or len(cohort)))
+            parts += cohorts.split(cohort, count, lambda run_id: cost_flop(grid.runs[run_id]))
+        return [*map(tuple, parts)]
+
     teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
     groups: dict[tuple[str, str | None], dict[str | None, list[str]]] = {}
     for run_id in run_ids:
@@ -67,9 +87,24 @@ def arrays(
     made = []
     for (_, after), by_teacher in groups.items():
         wanted = resources[next(iter(by_teacher.values()))[0]]
-        tasks = [task for members in by_teacher.values() for task in _pieces(members, wanted.runs_per_job)]
+        tasks = [
+            task
+            for members in by_teacher.values()
+            for task in _filled(together(members, wanted.together), wanted.runs_per_job)
+        ]
         made += [Array(wanted, after, part) for part in _pieces(tasks, most_tasks)]
     return made
+
+
+def _filled(cohorts: Sequence[tuple[str, ...]], most_runs: int) -> list[tuple[tuple[str, ...], ...]]:
+    """Tasks of consecutive cohorts: one, and more as long as they are at most so many runs."""
+    tasks: list[list[tuple[str, ...]]] = []
+    for cohort in cohorts:
+        if tasks and sum(map(len, tasks[-1])) + len(cohort) <= most_runs:
+            tasks[-1].append(cohort)
+        else:
+            tasks.append([cohort])
+    return [*map(tuple, tasks)]
 
 
 def _pieces(items: Sequence, size: int) -> list[tuple]:
@@ -125,7 +160,7 @@ class Desk:
                     continue
                 if not self.queued:
                     raise BadInput(f"SLURM refuses the job: {refusal}") from None
-                left = sum(len(task) for one in (array, *todo) for task in one.tasks)
+                left = sum(len(runs) for one in (array, *todo) for runs in one.runs)
                 yield f"SLURM takes no more ({refusal}): the same command submits the other {left} runs later"
                 return
             except claims.ClaimLost:
@@ -133,25 +168,30 @@ class Desk:
 
     def _submit_array(self, grid: Grid, array: Array, code: Path, device: str, data_root: Path | None) -> str:
         """Record, submit, record the job ids; returns a line that says so."""
-        from jobs.local import order
+        from jobs.child import Post, order
         from jobs.slurm import cluster
         from jobs.slurm.task import Task
 
         wanted = array.resources
-        record = records.Record(secrets.token_hex(6), str(os.getuid()), array.tasks)
+        record = records.Record(secrets.token_hex(6), str(os.getuid()), array.runs)
+        post = Post(
+            out=self.out,
+            device=cluster.device(wanted, device),
+            threads=wanted.cpus_per_task,
+            data=data_root.resolve() if data_root else None,
+            hung_s=60 * wanted.hung_min,
+        )
         tasks = [
             Task(
                 code=str(code),
                 record=str(records.path(self.out, record.token)),
-                out=str(self.out),
-                device=cluster.device(wanted, device),
-                threads=wanted.cpus_per_task,
-                data=str(data_root.resolve()) if data_root else None,
+                post=post,
                 timeout_min=scheduler.minutes(wanted),
                 signal_delay_s=wanted.signal_delay_s,
-                orders=[{"run_id": run_id, "order": order(grid, run_id)} for run_id in task],
+                cohorts=[*map(list, task)],
+                orders={run_id: order(grid, run_id) for run_id in runs},
             )
-            for task in array.tasks
+            for task, runs in zip(array.tasks, array.runs, strict=True)
         ]
         after = self.queued.get(array.after) if array.after else None
         self.claim.check()
@@ -171,7 +211,7 @@ class Desk:
         name = jobs[0] if len(jobs) == 1 else f"{jobs[0].partition('_')[0]}_[0-{len(jobs) - 1}]"
         waits = f", after {after}" if after else ""
         where = f" on {wanted.partition}" if wanted.partition else ""
-        return f"submitted {sum(map(len, array.tasks))} runs as {name}{where}, {scheduler.minutes(wanted)} min{waits}"
+        return f"submitted {sum(map(len, array.runs))} runs as {name}{where}, {scheduler.minutes(wanted)} min{waits}"
 
 
 def _teacher(grid: Grid, run_id: str) -> str | None:

@@ -1,35 +1,32 @@
-"""What runs inside a SLURM job: one or more runs, one after another, by a worker like those of a local slot.
+"""What runs inside a SLURM job: cohorts of runs, one after another, by a worker like those of a local slot.
 
 The process that SLURM knows stays light and free for its signals; a child (`jobs.worker`) trains. USR2, which SLURM
 sends before the time limit and, where it is set up so, before preemption, ends in `checkpoint`: the child writes its
-checkpoint, and the job is requeued with what is left to do. SIGTERM is the end: checkpoint, and out.
+checkpoints, and the job is requeued with what is left to do. SIGTERM is the end: checkpoints, and out.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import claims
+from bench import store
+from jobs import child, claims
+from jobs.attempts import Attempts
+from jobs.child import Child, Post
+from jobs.failures import record_failure, tail_of
+from jobs.outcomes import CLAIMED, DONE, FAILED, INTERRUPTED, SETTLED, Answer
 
-# As jobs.worker says them, which imports torch and is too heavy for this process.
-DONE, STOPPED, CLAIMED, FAILED = "done", "stopped", "claimed", "failed"
-ATTEMPTS = 2  # of a run whose worker dies, in one job: the second goes on from the checkpoint
 CLAIM_WAIT_S = claims.STALE_S + 60  # a run of this job that its crashed predecessor seems to hold is free after that
 ASK_AGAIN_S = 10.0
-LOOK_S = 10.0  # between looks at whether the worker gets on
 MOST_STILL = 2  # time limits in a row without progress; SLURM may signal up to a minute early, one proves nothing
 REQUEUE_S = 20.0  # kept of the time before the limit for asking SLURM to requeue
-
-_NOT_YET = {"outcome": "not yet"}
 
 
 @dataclass
@@ -38,15 +35,14 @@ class Task:
 
     code: str  # the folder of the code to run: a copy made at submission
     record: str  # the submission's record: without it this job is not wanted any more
-    out: str
-    device: str
-    threads: int
-    data: str | None
+    post: Post
     timeout_min: int
     signal_delay_s: int
-    orders: list[dict[str, Any]]  # what is left: as jobs.worker takes them, each with its "run_id" beside
+    cohorts: list[list[str]]  # run ids, the first in hand; each is done together
+    orders: dict[str, dict[str, Any]]  # of what is left, by run id, as jobs.worker takes them
+    attempts: Attempts = field(default_factory=Attempts)
     undone: list[str] = field(default_factory=list)  # runs given up, with their reason
-    at_limit: str | None = None  # the run in hand and its checkpoint at the last time limit
+    at_limit: str | None = None  # the runs in hand and their checkpoints at the last time limit
     still: int = 0  # for how many time limits in a row that was the same
 
     def __call__(self) -> None:
@@ -56,9 +52,9 @@ class Task:
             return
         if self.still == MOST_STILL:
             self._give_up_still()
-        while self.orders:
-            self._settle(self._do(self.orders[0]["order"]))
-        self._worker.close()
+        while self.cohorts:
+            self._do(self.cohorts[0])
+        self._child.close()
         if self.undone:
             raise RuntimeError("not done: " + "; ".join(self.undone))  # exit status 1: students do not start
 
@@ -67,14 +63,19 @@ class Task:
         from submitit.core.utils import DelayedSubmission
 
         self._leaving = True
-        self._worker.close()
-        for answer in self._worker.last_words(max(5.0, self.signal_delay_s - REQUEUE_S)):
-            self._take(answer)
+        self._child.close()
+        end = time.monotonic() + max(5.0, self.signal_delay_s - REQUEUE_S)
+        while self._child.alive and (left_s := end - time.monotonic()) > 0:
+            for answer in self._child.hear(left_s):
+                if answer.outcome in SETTLED:
+                    self._settle(answer)
+        self._child.kill()
         if not self.orders:
             sys.exit(1 if self.undone else 0)  # the last run ended at this very moment
-        left = replace(self)
+        left = replace(self, cohorts=[*filter(None, map(self._left, self.cohorts))])
+        left.attempts = Attempts(room=self.attempts.room)
         if self._near_limit():
-            mark = f"{self.orders[0]['run_id']} {_checkpoint_mark(self._folder())}"
+            mark = self._mark(left.cohorts[0])
             left.still, left.at_limit = self.still + 1 if mark == self.at_limit else 0, mark
         return DelayedSubmission(left)
 
@@ -82,167 +83,102 @@ class Task:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     def _begin(self) -> None:
-        here = Path(__file__).resolve().parents[2]
-        if here != Path(self.code).resolve():
-            raise RuntimeError(f"this job imports the project from {here}, not from its copy {self.code}")
+        if child.ROOT != Path(self.code).resolve():
+            raise RuntimeError(f"this job imports the project from {child.ROOT}, not from its copy {self.code}")
         self._started = time.time()
         self._leaving = False
-        self._worker = _Worker(self)
+        self._lost: set[str] = set()  # runs that another process has, which we have waited for
+        self._child = Child(self.post)
         signal.signal(signal.SIGTERM, self._end)  # submitit's own handler ignores it
-        print(f"{len(self.orders)} runs on {os.uname().nodename}, code in {here}")
+        print(f"{len(self.orders)} runs on {os.uname().nodename}, code in {child.ROOT}")
 
     def _end(self, number: int, frame: object) -> None:
-        """SIGTERM: scancel, or SLURM requeues by itself. The worker writes its checkpoint, if time allows."""
+        """SIGTERM: scancel, or SLURM requeues by itself. The worker writes its checkpoints, if time allows."""
         self._leaving = True
-        self._worker.close()
+        self._child.close()
 
     def _leave(self) -> None:
         if self._leaving:
             sys.exit(128 + signal.SIGTERM)
 
-    def _do(self, order: dict[str, Any]) -> dict[str, Any]:
-        """The answer on one run. One whose worker dies goes on with another, once."""
-        deaths, waited_s = 0, 0.0
-        while True:
-            answer = self._worker.ask(order, self._folder())
-            self._leave()
-            if answer is None:
-                deaths += 1
-                how = self._worker.how_it_ended()
-                print(f"{self.orders[0]['run_id']}: its worker died ({how})")
-                if deaths == ATTEMPTS:
-                    return self._fail(f"worker died {ATTEMPTS} times, last with {how}")
-            elif answer["outcome"] == CLAIMED and waited_s < CLAIM_WAIT_S:
-                time.sleep(ASK_AGAIN_S)
-                self._leave()
-                waited_s += ASK_AGAIN_S
-            elif answer["outcome"] == STOPPED:  # somebody stopped that one process: the run goes on
-                self._worker.how_it_ended()
+    def _do(self, cohort: Sequence[str]) -> None:
+        """Have runs done together. Those that go on come first in what is left, in the company they may have."""
+        self._wait_for_others(cohort)
+        self._leave()
+        self._child.give({run_id: self.orders[run_id] for run_id in cohort})
+        while self._child.busy:
+            for answer in self._child.hear(child.LOOK_S):
+                self._take(answer)
+            self._child.end_if_hung()
+        self._leave()
+        answers = [self._child.answers[run_id] for run_id in cohort]
+        interrupted = [answer for answer in answers if answer.outcome in INTERRUPTED]
+        for run_id, again, message in self.attempts.charge(cohort, interrupted):
+            if again:
+                print(f"{run_id}: {message}")
             else:
-                return answer
+                self._fail(run_id, message)
+        self.cohorts[0:1] = self.attempts.parts(self._left(cohort))
 
-    def _take(self, answer: dict[str, Any]) -> None:
-        """A worker's last answer, given while this job was told to go."""
-        if answer["outcome"] not in (STOPPED, CLAIMED):
+    def _wait_for_others(self, cohort: Sequence[str]) -> None:
+        """Give whoever seems to hold one of these runs the time to end, or to be seen to be dead."""
+        end = time.monotonic() + CLAIM_WAIT_S
+        while held := [r for r in cohort if (holder := claims.read(self._folder(r).path)) and holder.alive]:
+            if time.monotonic() > end:
+                self._lost.update(held)
+                break
+            time.sleep(ASK_AGAIN_S)
+            self._leave()
+
+    def _take(self, answer: Answer) -> None:
+        """Take in what became of a run, unless it goes on."""
+        if answer.outcome in SETTLED or (answer.outcome == CLAIMED and answer.run_id in self._lost):
             self._settle(answer)
+        elif answer.outcome == CLAIMED:  # since we looked: to be waited for
+            self._lost.add(answer.run_id)
 
-    def _settle(self, answer: dict[str, Any]) -> None:
-        said = f"{self.orders[0]['run_id']} {answer['outcome']}: {answer['message']}"
-        if answer["outcome"] != DONE:
+    def _settle(self, answer: Answer) -> None:
+        said = f"{answer.run_id} {answer.outcome}: {answer.message}"
+        if answer.outcome != DONE:
             self.undone.append(said)
-        self.orders.pop(0)
+        del self.orders[answer.run_id]
         print(said)
 
-    def _fail(self, message: str) -> dict[str, Any]:
-        from bench import store
-        from jobs import local, worker  # and torch: only now, when no run is in hand
-
-        folder = store.RunFolder(self._folder())
-        worker.record_failure(folder, message, local.tail_of(folder.log))
-        return {"outcome": FAILED, "message": message}
+    def _fail(self, run_id: str, message: str) -> None:
+        folder = self._folder(run_id)
+        record_failure(folder, message, tail_of(folder.log))
+        self._settle(Answer(run_id, FAILED, message))
 
     def _give_up_still(self) -> None:
+        """The runs in hand stood still for too long: those of a company go on alone, one alone has failed."""
         self.still, self.at_limit = 0, None
-        self._settle(
-            self._fail(
-                f"no progress in {MOST_STILL} time limits in a row: raise timeout_min in the cluster file, or its "
-                "signal_delay_s if a checkpoint takes longer than that"
-            )
-        )
+        cohort = self.cohorts[0]
+        said = f"no progress in {MOST_STILL} time limits in a row"
+        if len(cohort) > 1:
+            print(f"{said}: {len(cohort)} runs go on one by one")
+            self.cohorts[0:1] = [[run_id] for run_id in cohort]
+            return
+        hint = "raise timeout_min in the cluster file, or its signal_delay_s if a checkpoint takes longer than that"
+        self._fail(cohort[0], f"{said}: {hint}")
+        del self.cohorts[0]
 
     def _near_limit(self) -> bool:
         """Whether this is the time limit's signal and not preemption's. SLURM may send it a minute early."""
         return time.time() - self._started > 60 * self.timeout_min - self.signal_delay_s - 90
 
-    def _folder(self) -> Path:
-        return Path(self.out) / "runs" / self.orders[0]["run_id"]
+    def _left(self, cohort: Sequence[str]) -> list[str]:
+        return [run_id for run_id in cohort if run_id in self.orders]
+
+    def _mark(self, cohort: Sequence[str]) -> str:
+        """Changes whenever one of these runs gets on: a checkpoint is only written after a step."""
+        return " ".join(f"{run_id} {_written(self._folder(run_id).last)}" for run_id in cohort)
+
+    def _folder(self, run_id: str) -> store.RunFolder:
+        return store.run_folder(self.post.out, run_id)
 
 
-class _Worker:
-    """The child process, started when first asked. Reads and writes are unbuffered: a signal handler may do both."""
-
-    def __init__(self, task: Task) -> None:
-        self._command = [sys.executable, "-m", "jobs.worker", "--out", task.out, "--device", task.device]
-        self._command += ["--threads", str(task.threads), *(["--data", task.data] if task.data else [])]
-        self._code = task.code
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "PYTHONUNBUFFERED": "1"}
-        self._process: subprocess.Popen | None = None
-        self._said = b""
-        self._closed = False
-        self._hung = ""  # why we killed the process
-
-    def ask(self, order: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-        """Give an order and wait for its answer; None if the process ended without one, or hung and was killed."""
-        if self._closed:
-            return None
-        if self._process is None:
-            self._said = b""
-            self._process = subprocess.Popen(
-                self._command,
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=self._environment,
-                cwd=self._code,
-                # SLURM may signal every process of a job, and USR2 would kill this one.
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
-            )
-            if self._closed:  # by SIGTERM, while it was being started
-                self.close()
-        try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        except (OSError, ValueError):  # it has just died, or a handler has just closed it
-            pass
-        watch, self._hung = claims.Watch(), ""
-        while (answer := self._answer(time.monotonic() + LOOK_S)) is _NOT_YET:
-            still_s = watch.still_s(folder, 2 * LOOK_S)
-            if still_s > claims.HUNG_S and not self._hung:
-                self._hung = f"hung: no step for {still_s / 60:.0f} min"
-                self._process.kill()
-        return answer
-
-    def close(self) -> None:
-        """End of orders: an idle process leaves, a busy one writes its checkpoint first."""
-        self._closed = True
-        if self._process:
-            try:
-                self._process.stdin.close()
-            except OSError:
-                pass
-
-    def last_words(self, within_s: float) -> list[dict[str, Any]]:
-        """What the closed process still answers; one that has not ended in time is killed."""
-        answers, end = [], time.monotonic() + within_s
-        while self._process and (answer := self._answer(end)):
-            if answer is _NOT_YET:
-                self._process.kill()
-                break
-            answers.append(answer)
-        return answers
-
-    def how_it_ended(self) -> str:
-        code = self._process.wait()
-        self._process = None
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return self._hung or how + (" (out of memory?)" if code == -signal.SIGKILL else "")
-
-    def _answer(self, end: float) -> dict[str, Any] | None:
-        """The next answer; _NOT_YET if there is none by `end`, None at the end of the process."""
-        while b"\n" not in self._said:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return _NOT_YET
-            piece = os.read(self._process.stdout.fileno(), 65536)
-            if not piece:
-                return None
-            self._said += piece
-        line, _, self._said = self._said.partition(b"\n")
-        return json.loads(line)
-
-
-def _checkpoint_mark(folder: Path) -> int | None:
-    """Changes whenever a run gets on: a checkpoint is only written after a step."""
+def _written(path: Path) -> int | None:
     try:
-        return (folder / "last.pt").stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None

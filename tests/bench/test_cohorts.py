@@ -1,4 +1,4 @@
-"""Which runs may share their batches, and how cohorts are cut for the slots there are."""
+"""Which runs may share their batches, and how cohorts are split."""
 
 from __future__ import annotations
 
@@ -53,17 +53,15 @@ def test_teachers_stand_alone():
     assert cohorts.group(runs, alone={"t"}) == [["t"], ["kd", "dkd"]]
 
 
-def test_cut_gives_every_slot_work():
-    three = [[f"{seed}{n}" for n in range(6)] for seed in "abc"]
-    assert cohorts.cut(three, None, 1, lambda _: 1.0) == three
-    assert cohorts.cut(three, 1, 1, lambda _: 1.0) == [[run_id] for cohort in three for run_id in cohort]
-    two = cohorts.cut(three, None, 2, lambda _: 1.0)  # the third goes to both
-    assert two[:2] == three[:2] and sorted(map(len, two[2:])) == [3, 3]
-    assert sorted(map(len, cohorts.cut(three[:1], None, 4, lambda _: 1.0))) == [1, 1, 2, 2]
-    assert sorted(run_id for piece in two for run_id in piece) == sorted(run_id for part in three for run_id in part)
-    assert max(map(len, cohorts.cut(three, 4, 2, lambda _: 1.0))) == 3
+def test_parts_are_about_equal_and_hold_every_member_once():
+    six = list("abcdef")
+    assert cohorts.split(six, 1, lambda _: 1.0) == [six]
+    assert cohorts.split(six, 6, lambda _: 1.0) == [[run_id] for run_id in six] == cohorts.split(six, 9, lambda _: 1.0)
+    parts = cohorts.split(six, 4, lambda _: 1.0)
+    assert sorted(map(len, parts)) == [1, 1, 2, 2] and sorted(run_id for part in parts for run_id in part) == six
+    assert [sorted(part) for part in parts] == parts  # order is kept
 
 
-def test_cut_weighs_the_pieces():
+def test_parts_are_weighed():
     cost = {"a": 5.0, "b": 1.0, "c": 1.0, "d": 5.0}
-    assert cohorts.cut([["a", "b", "c", "d"]], None, 2, cost.get) == [["a", "b"], ["c", "d"]]
+    assert cohorts.split(list("abcd"), 2, cost.get) == [["a", "b"], ["c", "d"]]

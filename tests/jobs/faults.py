@@ -111,6 +111,10 @@ class Arena:
         held = [(folder, claims.read(folder.path)) for folder in self.runs()]
         return [(folder, holder.pid) for folder, holder in held if holder and holder.alive]
 
+    def in_hand(self, pid: int) -> list[store.RunFolder]:
+        """The runs that a process has under way."""
+        return [folder for folder, holder in self.alive() if holder == pid]
+
     def pick(self, found: list):
         return self.chance.choice(found) if found else None
 
@@ -198,14 +202,14 @@ def second_driver(arena: Arena, name: str) -> None:
 @fault("worker: SIGKILL")
 def kill_worker(arena: Arena, name: str) -> None:
     if found := arena.pick(arena.alive()):
-        arena.mark(name, [found[0]], deadly=True)
+        arena.mark(name, arena.in_hand(found[1]), deadly=True)
         os.kill(found[1], signal.SIGKILL)
 
 
 @fault("worker: SIGTERM")
 def stop_worker(arena: Arena, name: str) -> None:
     if found := arena.pick(arena.alive()):
-        arena.mark(name, [found[0]])
+        arena.mark(name, arena.in_hand(found[1]))
         os.kill(found[1], signal.SIGTERM)
 
 
@@ -214,7 +218,7 @@ def kill_task(arena: Arena, name: str) -> None:
     if found := arena.pick(arena.alive()):
         parent = int(Path(f"/proc/{found[1]}/stat").read_text().rpartition(")")[2].split()[1])
         if b"submitit" in Path(f"/proc/{parent}/cmdline").read_bytes():
-            arena.mark(name, [found[0]], deadly=True)  # slurmd then kills what is left of the job
+            arena.mark(name, arena.in_hand(found[1]), deadly=True)  # slurmd then kills what is left of the job
             os.kill(parent, signal.SIGKILL)
 
 

@@ -11,6 +11,7 @@ import torch
 from bench import experiment, store
 from bench.run import Run
 from jobs import worker
+from jobs.outcomes import DONE
 
 
 def essence(out: Path) -> dict:
@@ -27,6 +28,9 @@ def essence(out: Path) -> dict:
 
 def do_here(out: Path, runs: Iterable[Run]) -> dict:
     """The results of runs done in this process, without interruption."""
+    said: list[str] = []
     for run in runs:
-        assert worker.do(run, experiment.Site(out, torch.device("cpu")), threading.Event())[0] == worker.DONE
+        site = experiment.Site(out, torch.device("cpu"))
+        worker.do([(run, None)], site, threading.Event(), lambda _, outcome, message: said.append(outcome))
+    assert set(said) == {DONE}
     return essence(out)

@@ -9,10 +9,10 @@ import torch
 
 import reproduce
 from bench import store
-from bench.training import trainer
-from jobs import worker
+from bench.training import member
+from jobs.outcomes import DONE, STOPPED
 from tests import tiny
-from tests.jobs.test_worker import essence, here, teacher_run
+from tests.jobs.test_worker import do, essence, here, teacher_run
 from tests.test_reproduce import results
 
 
@@ -38,30 +38,30 @@ def test_in_the_start_of_several_workers(undisturbed, tmp_path, capsys):
 @pytest.mark.parametrize("last", [False, True])
 def test_in_an_evaluation(tmp_path, monkeypatch, last):
     """The evaluation is finished; after the last one the run is done, else a checkpoint is written at the next step."""
-    run, evaluate, seen = teacher_run(tmp_path), trainer.evaluate, []
+    run, evaluate, seen = teacher_run(tmp_path), member.evaluate, []
     torch.set_num_threads(1)
     site, stop = here(tmp_path / "stopped")
 
-    def ending(net, dataset, on_batch):
+    def ending(net, dataset, on_batch, layout):
         seen.append(None)
         if len(seen) == (2 if last else 1):
             stop.set()  # as the end of orders does, while the evaluation is under way
-        return evaluate(net, dataset, on_batch)
+        return evaluate(net, dataset, on_batch, layout)
 
-    monkeypatch.setattr(trainer, "evaluate", ending)
-    outcome, message = worker.do(run, site, stop)
+    monkeypatch.setattr(member, "evaluate", ending)
+    outcome, message = do(run, site, stop)
     folder = store.run_folder(site.out, run.run_id)
     if last:
-        assert outcome == worker.DONE and not folder.last.exists()
+        assert outcome == DONE and not folder.last.exists()
     else:
-        assert (outcome, message) == (worker.STOPPED, "checkpoint written")
+        assert (outcome, message) == (STOPPED, "checkpoint written")
         state = store.read_torch(folder.last)["state"]
         assert (state["epoch"], state["step"], len(state["curve"])) == (2, 1, 1)
         stop.clear()
-        assert worker.do(run, site, stop)[0] == worker.DONE
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+        assert do(run, site, stop)[0] == DONE
+    monkeypatch.setattr(member, "evaluate", evaluate)
     whole, stop = here(tmp_path / "whole")
-    assert worker.do(run, whole, stop)[0] == worker.DONE
+    assert do(run, whole, stop)[0] == DONE
     assert essence(site.out, run) == essence(whole.out, run)
 
 
@@ -69,5 +69,5 @@ def test_before_the_first_step(tmp_path):
     """Asked while data and networks are made ready: one step, a checkpoint, and on from there."""
     run = teacher_run(tmp_path)
     site, stop = here(tmp_path / "out", stop=True)
-    assert worker.do(run, site, stop)[0] == worker.STOPPED
+    assert do(run, site, stop)[0] == STOPPED
     assert store.read_torch(store.run_folder(site.out, run.run_id).last)["state"]["step"] == 1

@@ -19,7 +19,8 @@ import torch
 from bench import experiment, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
-from jobs import claims, worker
+from jobs import claims, meter, worker
+from jobs.outcomes import BLOCKED, CLAIMED, DONE, FAILED, STOPPED
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ torch.set_num_threads(1)
 
 
 def order(run: Run) -> str:
-    return json.dumps({"run": run.model_dump(mode="json")}) + "\n"
+    return json.dumps({"runs": [{"run": run.model_dump(mode="json"), "weights": None}]}) + "\n"
 
 
 def start(out: Path, every_s: float = 0.0, **options) -> subprocess.Popen:
@@ -63,6 +64,13 @@ def here(out: Path, stop: bool = False) -> tuple[experiment.Site, threading.Even
     return experiment.Site(out, torch.device("cpu")), event
 
 
+def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str]:
+    """Outcome and message of one run done by itself."""
+    said = []
+    worker.do([(run, None)], site, stop, lambda _, *word: said.append(word))
+    return said[0]
+
+
 def essence(out: Path, run: Run):
     """Everything of a result but clocks and places, and the weights."""
     folder = store.run_folder(out, run.run_id)
@@ -77,14 +85,14 @@ def undisturbed(tmp_path_factory):
     """Teacher, vanilla-with-modules (fitnet) and kd results of an undisturbed worker."""
     tmp_path = tmp_path_factory.mktemp("undisturbed")
     for run in (teacher_run(tmp_path), student_run(tmp_path, "kd"), student_run(tmp_path, "fitnet")):
-        assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+        assert do(run, *here(tmp_path))[0] == DONE
     return tmp_path
 
 
 @pytest.mark.parametrize("method", ["kd", "fitnet"])
 def test_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed, method):
     run, chance = student_run(tmp_path, method), random.Random(method)
-    assert worker.do(teacher_run(tmp_path), *here(tmp_path))[0] == worker.DONE
+    assert do(teacher_run(tmp_path), *here(tmp_path))[0] == DONE
     folder = store.run_folder(tmp_path, run.run_id)
     kills = resumed = 0
     while kills < 4 and not folder.result.exists():
@@ -102,7 +110,7 @@ def test_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed, meth
         process.wait()
         kills += 1
     assert resumed >= 1
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     assert essence(tmp_path, run) == essence(undisturbed, run)
     assert sorted(os.listdir(folder.path)) == ["config.json", "log.txt", "result.json", "weights.pt"]
 
@@ -118,10 +126,10 @@ def test_end_of_orders_stops_with_a_checkpoint(tmp_path, undisturbed):
         time.sleep(0.01)
     said, _ = process.communicate(timeout=60)  # closes its input
     outcome = json.loads(said)["outcome"]
-    assert outcome in (worker.STOPPED, worker.DONE) and process.returncode == 0
-    assert (outcome == worker.STOPPED) == folder.last.exists()
+    assert outcome in (STOPPED, DONE) and process.returncode == 0
+    assert (outcome == STOPPED) == folder.last.exists()
     assert not list(folder.path.glob("claim*"))
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     assert essence(tmp_path, run) == essence(undisturbed, run)
 
 
@@ -141,13 +149,13 @@ def test_claimed_done_and_blocked(tmp_path):
     run = teacher_run(tmp_path)
     folder = store.run_folder(tmp_path, run.run_id)
     claim = claims.acquire(folder.path)
-    assert worker.do(run, *here(tmp_path)) == (worker.CLAIMED, "another process has it")
+    assert do(run, *here(tmp_path)) == (CLAIMED, "another process has it")
     claim.release()
-    outcome, message = worker.do(student_run(tmp_path, "kd"), *here(tmp_path))
-    assert outcome == worker.BLOCKED and run.run_id in message and "not done" in message
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    outcome, message = do(student_run(tmp_path, "kd"), *here(tmp_path))
+    assert outcome == BLOCKED and run.run_id in message and "not done" in message
+    assert do(run, *here(tmp_path))[0] == DONE
     before = folder.result.stat().st_mtime_ns
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     assert folder.result.stat().st_mtime_ns == before  # done is done
 
 
@@ -155,12 +163,12 @@ def test_claimed_done_and_blocked(tmp_path):
 def test_damaged_files_are_set_aside_and_said(tmp_path, undisturbed, foreign):
     run = teacher_run(tmp_path)
     folder = store.run_folder(tmp_path, run.run_id)
-    assert worker.do(run, *here(tmp_path, stop=True))[0] == worker.STOPPED
+    assert do(run, *here(tmp_path, stop=True))[0] == STOPPED
     folder.last.write_bytes(folder.last.read_bytes()[:5000])
     if foreign:
         torch.save({"run_id": run.run_id}, folder.last)
     folder.result.write_text('{"run_id": ')
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     assert {"result.json.aside-1", "last.pt.aside-1"} <= set(os.listdir(folder.path))
     assert "set aside" in folder.log.read_text()
     assert essence(tmp_path, run) == essence(undisturbed, run)
@@ -169,20 +177,20 @@ def test_damaged_files_are_set_aside_and_said(tmp_path, undisturbed, foreign):
 def test_failure_is_recorded_with_its_reason(tmp_path):
     text = tiny.PROTOCOL.replace("batch: 32}", "batch: 32, lr: 1.0e+30}")
     run = tiny.run(tmp_path, "vanilla", text=text)
-    outcome, message = worker.do(run, *here(tmp_path))
-    assert outcome == worker.FAILED and "loss is not finite at epoch 1, step" in message and "ce" in message
+    outcome, message = do(run, *here(tmp_path))
+    assert outcome == FAILED and "loss is not finite at epoch 1, step" in message and "ce" in message
     error = store.read_json(store.run_folder(tmp_path, run.run_id).error)
     assert error["message"] == message and "Traceback" in error["details"]
-    assert worker.do(run, *here(tmp_path)) == (worker.FAILED, message)  # not tried again unasked
+    assert do(run, *here(tmp_path)) == (FAILED, message)  # not tried again unasked
 
 
 def test_broken_teacher_weights_block_and_do_not_fail(tmp_path):
     run = teacher_run(tmp_path)
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     weights = store.run_folder(tmp_path, run.run_id).weights
     weights.write_bytes(weights.read_bytes()[:100])
-    outcome, message = worker.do(student_run(tmp_path, "kd"), *here(tmp_path))
-    assert outcome == worker.BLOCKED and "weights.pt is cut short" in message
+    outcome, message = do(student_run(tmp_path, "kd"), *here(tmp_path))
+    assert outcome == BLOCKED and "weights.pt is cut short" in message
 
 
 def test_result_says_what_and_where(undisturbed):
@@ -200,7 +208,7 @@ def test_result_says_what_and_where(undisturbed):
 def test_a_run_with_a_validation_split(tmp_path, validation):
     text = tiny.PROTOCOL.replace("train_images: 100", f"train_images: 100, validation: {validation}")
     run = tiny.run(tmp_path, "vanilla", text=text)
-    assert worker.do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == worker.DONE
     result = store.read_result(store.run_folder(tmp_path, run.run_id))
     of_split = {"val_top1_last", "val_top1_best", "best_epoch"} if validation else set()
     assert set(result["metrics"]) == {"top1_last", "top5_last", "test_loss_last"} | of_split
@@ -213,47 +221,46 @@ def test_progress_is_worked_out_when_asked_for(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run = student_run(tmp_path, "kd")  # two epochs; of 4 steps of 32 images
-    meter = worker._Meter(run, {"epoch": 1, "epochs": 2, "top1": 7.5, "left_s": 99.0, "ticks": 50})
+    seen_by = meter.Meter(run, {"epoch": 1, "epochs": 2, "top1": 7.5, "left_s": 99.0, "ticks": 50}, meter.Pulse())
     now[0] += 5
     # Before the first step: where the last claimant was, and nothing of its speed.
-    assert meter.measure() == {"epoch": 1, "epochs": 2, "top1": 7.5, "ticks": 0, "idle_s": 5.0, "wall_s": 5.0}
-    meter.on_step(1, 3, 4)  # it goes on from a checkpoint after two steps; the first step tells no speed
-    assert {"images_per_s", "left_s"}.isdisjoint(meter.measure())
+    assert seen_by.measure() == {"epoch": 1, "epochs": 2, "top1": 7.5, "ticks": 0, "idle_s": 5.0, "wall_s": 5.0}
+    seen_by.on_step(1, 3, 4)  # it goes on from a checkpoint after two steps; the first step tells no speed
+    assert {"images_per_s", "left_s"}.isdisjoint(seen_by.measure())
     now[0] += 2
-    meter.on_step(1, 4, 4)
+    seen_by.on_step(1, 4, 4)
     now[0] += 2
-    meter.on_step(1, 4, 4)  # a batch of the evaluation: no step, but no standstill
-    meter.top1 = 12.25
-    seen = meter.measure()
+    seen_by.on_step(1, 4, 4)  # a batch of the evaluation: no step, but no standstill
+    seen_by.top1 = 12.25
+    seen = seen_by.measure()
     assert (seen["epoch"], seen["step"], seen["steps"], seen["top1"]) == (0, 4, 4, 12.25)
     assert seen["images_per_s"] == pytest.approx(32 / 4) and seen["left_s"] == pytest.approx(4 * 4)
     assert (seen["ticks"], seen["idle_s"], seen["wall_s"]) == (3, 0.0, 9.0)
     now[0] += 60
-    assert meter.measure()["idle_s"] == 60.0 and meter.measure()["ticks"] == 3
-    meter.place = worker._place(experiment.Site(tmp_path, torch.device("cpu")))
-    told = json.loads(json.dumps(meter.measure()))
-    assert claims._checked(told) == told and told["device"] and told["devices"] == torch.get_num_threads()
+    assert seen_by.measure()["idle_s"] == 60.0 and seen_by.measure()["ticks"] == 3
+    seen_by.place = meter.place(experiment.Site(tmp_path, torch.device("cpu")), together=2)
+    told = json.loads(json.dumps(seen_by.measure()))
+    assert claims._checked(told) == told and told["device"] and told["devices"] == torch.get_num_threads() / 2
 
 
 def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
     """Nobody watches it any more, and its heartbeat would keep the run from everybody else for ever."""
     begun, ended = threading.Event(), threading.Event()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(claims, "HUNG_S", 0.05)
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
 
-    def hang(*_):
+    def hang(orders, stop, settle):
         begun.set()
-        return (worker.DONE if ended.wait(10) else "hung"), ""
+        settle(orders[0][0], DONE if ended.wait(10) else "hung", "")
+        return True
 
     def orders():
         yield order(teacher_run(tmp_path))
         begun.wait(10)  # then the driver dies
 
-    monkeypatch.setattr(worker, "do", hang)
     answers = io.StringIO()
-    worker.serve(lambda weights: None, orders(), answers)
-    assert json.loads(answers.getvalue())["outcome"] == worker.DONE
+    worker.serve(hang, orders(), answers, hung_s=0.05)
+    assert json.loads(answers.getvalue())["outcome"] == DONE
     ended.clear()
-    worker.serve(lambda weights: None, iter(()), answers)
+    worker.serve(hang, iter(()), answers, hung_s=0.05)
     assert not ended.wait(0.5)  # one that leaves in time is let go

@@ -14,7 +14,7 @@ from torch import nn
 import zoo
 from bench.measure import acceptance
 from bench.run import Data, Strong
-from bench.training import trainer as training
+from bench.training import member
 from bench.training.trainer import Trainer
 from tests import tiny
 
@@ -78,7 +78,7 @@ def test_reduced_precision_is_noticed(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("setting", ["lr", "momentum", "weight_decay"])
 def test_other_optimiser_settings_are_noticed(tmp_path, monkeypatch, setting):
     def other(step, self, *batch):
-        for group in self.optimizer.param_groups:
+        for group in self.members[0].optimizer.param_groups:
             group[setting] = group[setting] * 0.9 if setting != "weight_decay" else 0.5
         return step(self, *batch)
 
@@ -101,18 +101,19 @@ def test_steps_are_those_of_the_trainer(tmp_path):
     class Enough(Exception):
         pass
 
-    class Recorder(Trainer):
-        def step(self, *batch, **options):
-            if len(seen) == 3:
-                raise Enough
-            values, pulls = super().step(*batch, **options)
-            seen.append(f"{values.item():.7f}")
-            return values, pulls
+    step = member.Member.step
+
+    def recorded(self, *batch, **options):
+        if len(seen) == 3:
+            raise Enough
+        values, pulls = step(self, *batch, **options)
+        seen.append(f"{values.item():.7f}")
+        return values, pulls
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
-        patch.setattr(training, "Trainer", Recorder)
-        training.train(run, dataset, None, tmp_path / "last.pt")
+        patch.setattr(member.Member, "step", recorded)
+        tiny.train(run, dataset, None, tmp_path / "last.pt")
     rows = [row.strip("| ").split("|") for row in train(tmp_path, "vanilla").table.splitlines()[2:]]
     assert [row[2].strip() for row in rows] == seen
 

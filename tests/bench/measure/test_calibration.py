@@ -39,7 +39,7 @@ def measured(monkeypatch):
     def measure(run, device, deadline):
         seen.append((run.method, run.student))
         clock[0] += 3.0
-        return 1.0
+        return calibration.Step(1.0, 0.0)
 
     monkeypatch.setattr(calibration, "measure", measure)
     monkeypatch.setattr(calibration.time, "monotonic", lambda: clock[0])
@@ -74,6 +74,26 @@ def test_known_steps_give_known_hours(measured):
     assert (found.kinds, found.measured, found.finished, found.took_s) == (1, 1, 0, 3.0)
 
 
+def test_a_cohort_has_the_teachers_pass_in_common(monkeypatch):
+    """Steps of 3 s and 1 s for the teacher: of four together each takes 3.25 s; an evaluation is a run's own."""
+    monkeypatch.setattr(calibration, "measure", lambda *_: calibration.Step(3.0, 1.0))
+    runs = by_id(*(resolved(name) for name in ("kd", "dkd", "rkd", "skd")), resolved("kd", seed=1))
+    found = calibration.calibrate(runs, [], CPU, cohorts=[list(runs)[:4], list(runs)[4:]])
+    one, *_, alone = runs
+    evaluations = 4.0 * evaluation_flop(runs[one]) / step_flop(runs[one])
+    assert found.seconds[one] == pytest.approx(3.25 * steps(runs[one]) + evaluations)
+    assert found.seconds[alone] == pytest.approx(4.0 * steps(runs[one]) + evaluations)
+
+
+def test_the_teachers_part_is_measured(tmp_path):
+    """resnet56 before resnet8: nearly all of a step is the teacher's, without one nothing is."""
+    run = protocol.resolve(tiny.recipe(tmp_path), "kd", "resnet8", 0, teacher=Teacher(arch="resnet56", run_id="random"))
+    own_s, shared_s = calibration.measure(run, CPU, deadline=time.monotonic() + 60)
+    assert shared_s > own_s > 0
+    own_s, shared_s = calibration.measure(tiny.run(tmp_path, "vanilla"), CPU, deadline=time.monotonic() + 60)
+    assert own_s > 10 * shared_s > 0  # the images are
+
+
 def test_seeds_are_measured_once(measured):
     runs = by_id(*(resolved(name, seed=seed) for seed in range(3) for name in ("kd", "vanilla")))
     found = calibration.calibrate(runs, [], CPU)
@@ -93,8 +113,8 @@ def test_budget_goes_to_the_most_work_and_the_rest_is_told_by_flop(measured, mon
 
 def test_same_networks_tell_before_others():
     pace = calibration.Pace()
-    pace.add(resolved("kd", "resnet20"), 1.0)
-    pace.add(resolved("vanilla", "resnet8"), 100.0)
+    pace.add(resolved("kd", "resnet20"), calibration.Step(0.75, 0.25))
+    pace.add(resolved("vanilla", "resnet8"), calibration.Step(100.0, 0.0))
     dkd, mlkd = resolved("dkd", "resnet20"), resolved("mlkd", "resnet20")
     assert pace.guess(dkd) == pytest.approx(1.0) and pace.guess(mlkd) == pytest.approx(2.0)  # two views
     between = pace.guess(resolved("dkd", "resnet8"))
@@ -116,7 +136,7 @@ def test_what_fails_is_told_by_flop(measured, monkeypatch):
     def measure(run, device, deadline):
         if run.method == "kd":
             raise torch.OutOfMemoryError("no memory")
-        return 2.0
+        return calibration.Step(1.5, 0.5)
 
     monkeypatch.setattr(calibration, "measure", measure)
     kd, dkd = resolved("kd"), resolved("dkd")
@@ -154,7 +174,7 @@ def test_measures_steps_on_one_thread_and_leaves_no_trace(tmp_path, monkeypatch)
     original = step_cost.Trainer.step
 
     def step(self, *inputs, **options):
-        taken.append((self.run.method, torch.get_num_threads()))
+        taken.append((self.members[0].run.method, torch.get_num_threads()))
         return original(self, *inputs, **options)
 
     monkeypatch.setattr(step_cost.Trainer, "step", step)
@@ -182,12 +202,14 @@ def test_a_long_step_is_enough(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(calibration, "step", lambda *given: taken.append(given))
     monkeypatch.setattr(calibration, "now", lambda device: 1.0 * len(taken))
-    assert calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60) == 1.0
+    assert sum(calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60)) == 1.0
     assert len(taken) == 1
 
 
 def test_takes_the_step_that_training_takes(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(calibration, "captured", lambda step, batch, device: lambda *given: taken.append(batch))
+    monkeypatch.setattr(
+        calibration, "captured", lambda step, device: lambda *given, **named: taken.append(len(given[2])) or []
+    )
     calibration.measure(tiny.run(tmp_path, "kd"), CPU, deadline=time.monotonic() + 60)
     assert taken == [32] * 3

@@ -37,14 +37,13 @@ def test_no_compiler_is_imported():
     code = """
 import pathlib, sys, tempfile
 import methods, zoo
-from bench.training.trainer import train
 from tests import tiny
 for method in methods.names():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         teacher = zoo.build("resnet8") if methods.get(method).uses_teacher else None
         text = tiny.PROTOCOL.replace("epochs: 2, milestones: [1]", "epochs: 1, milestones: []")
-        train(tiny.run(folder, method, text=text), tiny.dataset(60), teacher, folder / "last.pt")
+        tiny.train(tiny.run(folder, method, text=text), tiny.dataset(60), teacher, folder / "last.pt")
         assert "torch._dynamo" not in sys.modules, method
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True)

@@ -13,14 +13,14 @@ from bench import store
 from bench.run import Train
 from bench.training import data as datasets
 from bench.training import evaluate as evaluation
-from bench.training import trainer
+from bench.training import member, trainer
 from tests import tiny
 
 torch.set_num_threads(1)
 
 
 def teacher_net(seed: int = 5) -> nn.Module:
-    with trainer.seeded(seed, "teacher of a test"):
+    with member.seeded(seed, "teacher of a test"):
         return zoo.build("resnet8")
 
 
@@ -32,11 +32,11 @@ def run_to_end(run, checkpoint, dataset, stop_after=None):
     """Train; with `stop_after` n, stop at every n-th step and start again, in new objects each time."""
     teacher = lambda: teacher_net() if run.teacher else None  # noqa: E731
     if stop_after is None:
-        return trainer.train(run, dataset, teacher(), checkpoint)
+        return tiny.train(run, dataset, teacher(), checkpoint)
     while True:
         steps = iter(range(1, 10**6))
         try:
-            return trainer.train(
+            return tiny.train(
                 run, dataset, teacher(), checkpoint, should_stop=lambda steps=steps: next(steps) == stop_after
             )
         except trainer.Stopped:
@@ -89,13 +89,13 @@ def test_seeds_are_paired_across_methods(tmp_path):
     """Same seed: same initial student and same data order for every method; another seed: neither."""
     dataset = tiny.dataset()
     made = {
-        m: trainer.Trainer(tiny.run(tmp_path, m), dataset, None if m == "vanilla" else teacher_net())
+        m: member.Member(tiny.run(tmp_path, m), dataset, None if m == "vanilla" else teacher_net())
         for m in ("vanilla", "kd", "fitnet")
     }
     first = made["vanilla"].student.state_dict()
     for other in made.values():
         assert all(torch.equal(first[name], value) for name, value in other.student.state_dict().items())
-    moved = trainer.Trainer(tiny.run(tmp_path, "vanilla", seed=1), dataset, None).student.state_dict()
+    moved = member.Member(tiny.run(tmp_path, "vanilla", seed=1), dataset, None).student.state_dict()
     assert not torch.equal(first["conv1.weight"], moved["conv1.weight"])
     orders = [datasets.augmented_epoch(dataset, tiny.run(tmp_path, "kd").data, seed, 1).indices for seed in (0, 0, 1)]
     assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
@@ -103,33 +103,34 @@ def test_seeds_are_paired_across_methods(tmp_path):
 
 def test_optimiser_holds_connectors_and_not_the_teacher(tmp_path):
     teacher = teacher_net()
-    made = trainer.Trainer(tiny.run(tmp_path, "fitnet"), tiny.dataset(), teacher)
+    made = trainer.Trainer.of([tiny.run(tmp_path, "fitnet")], tiny.dataset(), teacher)
+    (own,) = made.members
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
-    held = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in [*made.student.parameters(), *made.method.parameters()]}
-    connector = next(made.method.parameters()).clone()
-    made.begin_epoch(1)
-    epoch = datasets.augmented_epoch(made.dataset, made.run.data, 0, 1)
-    made.step(epoch.images[:32], None, epoch.labels[:32], epoch.indices[:32])
-    assert not torch.equal(connector, next(made.method.parameters()))
+    held = {id(p) for group in own.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in [*own.student.parameters(), *own.method.parameters()]}
+    connector = next(own.method.parameters()).clone()
+    own.begin_epoch(1)
+    epoch = datasets.augmented_epoch(made.dataset, own.run.data, 0, 1)
+    made.step(*epoch.batch(slice(32)))
+    assert not torch.equal(connector, next(own.method.parameters()))
     assert all(torch.equal(before[name], value) for name, value in made.teacher.state_dict().items())
 
 
 def test_diverging_run_names_epoch_step_and_terms(tmp_path):
     text = tiny.PROTOCOL.replace("batch: 32}", "batch: 32, lr: 1.0e+30}")
     run = tiny.run(tmp_path, "kd", text=text)
-    with pytest.raises(trainer.Diverged, match=r"epoch 1, step \d of 3: ce .*, kd "):
-        trainer.train(run, tiny.dataset(), teacher_net(), tmp_path / "last.pt")
-    with pytest.raises(trainer.Diverged):  # and what has diverged is not saved at a stop either
+    with pytest.raises(member.Diverged, match=r"epoch 1, step \d of 3: ce .*, kd "):
+        tiny.train(run, tiny.dataset(), teacher_net(), tmp_path / "last.pt")
+    with pytest.raises(member.Diverged):  # and what has diverged is not saved at a stop either
         steps = iter(range(100))
-        trainer.train(run, tiny.dataset(), teacher_net(), tmp_path / "last.pt", should_stop=lambda: next(steps) == 2)
+        tiny.train(run, tiny.dataset(), teacher_net(), tmp_path / "last.pt", should_stop=lambda: next(steps) == 2)
     assert not (tmp_path / "last.pt").exists()
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     steps = iter(range(100))
     with pytest.raises(trainer.Stopped):
-        trainer.train(
+        tiny.train(
             tiny.run(tmp_path, "vanilla"),
             tiny.dataset(),
             None,
@@ -137,28 +138,26 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
             should_stop=lambda: next(steps) == 1,
         )
     with pytest.raises(store.Damaged, match="another run"):
-        trainer.train(tiny.run(tmp_path, "vanilla", seed=1), tiny.dataset(), None, tmp_path / "last.pt")
+        tiny.train(tiny.run(tmp_path, "vanilla", seed=1), tiny.dataset(), None, tmp_path / "last.pt")
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
     with pytest.raises(store.Damaged):
-        trainer.train(tiny.run(tmp_path, "vanilla"), tiny.dataset(), None, tmp_path / "last.pt")
+        tiny.train(tiny.run(tmp_path, "vanilla"), tiny.dataset(), None, tmp_path / "last.pt")
 
 
-def test_curve_means_are_over_samples(tmp_path):
+def test_curve_means_are_over_samples(tmp_path, monkeypatch):
     """80 samples in batches of 32, 32, 16: the last one counts half."""
     run, dataset = tiny.run(tmp_path, "vanilla"), tiny.dataset()
     seen = []
 
-    class Recorder(trainer.Trainer):
-        def step(self, *inputs, **options):
-            values, pulls = super().step(*inputs, **options)
-            seen.append((len(inputs[0]), float(values[0])))
-            return values, pulls
+    step = member.Member.step
 
-    original, trainer.Trainer = trainer.Trainer, Recorder
-    try:
-        _, state = trainer.train(run, dataset, None, tmp_path / "last.pt")
-    finally:
-        trainer.Trainer = original
+    def recorded(self, inputs, *others, **options):
+        values, pulls = step(self, inputs, *others, **options)
+        seen.append((len(inputs), float(values[0])))
+        return values, pulls
+
+    monkeypatch.setattr(member.Member, "step", recorded)
+    _, state = tiny.train(run, dataset, None, tmp_path / "last.pt")
     assert [n for n, _ in seen] == [32, 32, 16] * 2
     for epoch, row in enumerate(state.curve):
         part = seen[3 * epoch : 3 * epoch + 3]
@@ -170,10 +169,10 @@ def test_curve_tells_how_hard_each_term_pulls_at_the_logits(tmp_path):
     """Against the closed forms of both gradients at the first step; a hint never sees the logits."""
     dataset, teacher = tiny.dataset(), teacher_net()
     run = tiny.run(tmp_path, "kd")
-    _, state = trainer.train(run, dataset, teacher, tmp_path / "kd.pt")
+    _, state = tiny.train(run, dataset, teacher, tmp_path / "kd.pt")
     batch = datasets.augmented_epoch(dataset, run.data, run.seed, 1)
     images, labels = dataset.normalise(batch.images[:32]), batch.labels[:32]
-    with trainer.seeded(run.seed, "student"):
+    with member.seeded(run.seed, "student"):
         student = zoo.build("resnet8").train()
     with torch.no_grad():
         z_s, z_t = student(images), teacher_net().eval()(images)
@@ -184,15 +183,15 @@ def test_curve_tells_how_hard_each_term_pulls_at_the_logits(tmp_path):
     assert math.isclose(row["grad_norm_kd"], float(kd.norm()), rel_tol=1e-4)
     assert all({"grad_norm_ce", "grad_norm_kd"} <= set(row) for row in state.curve)
 
-    _, state = trainer.train(tiny.run(tmp_path, "fitnet"), dataset, teacher_net(), tmp_path / "fitnet.pt")
+    _, state = tiny.train(tiny.run(tmp_path, "fitnet"), dataset, teacher_net(), tmp_path / "fitnet.pt")
     assert state.curve[0]["grad_norm_hint"] == 0 < state.curve[0]["grad_norm_ce"]
 
 
 def test_measuring_gradients_changes_no_weight(tmp_path, monkeypatch):
     run, dataset = tiny.run(tmp_path, "skd"), tiny.dataset()
-    measured, _ = trainer.train(run, dataset, teacher_net(), tmp_path / "a.pt")
-    monkeypatch.setattr(trainer, "gradient_norms", lambda terms, student: torch.zeros(3))
-    plain, _ = trainer.train(run, dataset, teacher_net(), tmp_path / "b.pt")
+    measured, _ = tiny.train(run, dataset, teacher_net(), tmp_path / "a.pt")
+    monkeypatch.setattr(member, "gradient_norms", lambda terms, student: torch.zeros(3))
+    plain, _ = tiny.train(run, dataset, teacher_net(), tmp_path / "b.pt")
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in measured.state_dict().items())
 
 
@@ -203,15 +202,13 @@ def test_gradients_of_both_views_count():
     outputs = zoo.Outputs(logits[0], (), (), empty, empty, nn.Identity(), strong)
     terms = [3 * logits[0].sum() + 4 * logits[1].sum(), 2 * logits[1].sum(), torch.ones(4, requires_grad=True).sum()]
     expected = [5 * math.sqrt(20), 2 * math.sqrt(20), 0]
-    assert trainer.gradient_norms(terms, outputs).tolist() == pytest.approx(expected, rel=1e-6)
+    assert member.gradient_norms(terms, outputs).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_step_and_every_batch_of_an_evaluation_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(evaluation.BATCH, "cpu", 16)
     dataset, told = tiny.dataset(80), []
-    trainer.train(
-        tiny.run(tmp_path, "vanilla"), dataset, None, tmp_path / "last.pt", on_step=lambda *at: told.append(at)
-    )
+    tiny.train(tiny.run(tmp_path, "vanilla"), dataset, None, tmp_path / "last.pt", on_step=lambda *at: told.append(at))
     assert len(dataset.test_labels) == 40
     epochs = [[(e, step, 3) for step in (1, 2, 3)] + [(e, 3, 3)] * 3 for e in (1, 2)]  # 80 in 32s, 40 in 16s
     assert told == epochs[0] + epochs[1]
@@ -244,13 +241,13 @@ def test_each_step_takes_its_own_learning_rate(tmp_path, monkeypatch):
     text = tiny.PROTOCOL.replace("milestones: [1]", "milestones: [], peak_at: 0.5").replace("lr: 0.05", "lr: 1.2")
     run, dataset, seen = tiny.run(tmp_path, "vanilla", text=text), tiny.dataset(), []
     assert (run.train.epochs, run.train.peak_at) == (2, 0.5)
-    step = trainer.Trainer.step
+    step = member.Member.step
 
     def watched(self, *inputs, **options):
         seen.append(round(float(self.optimizer.param_groups[0]["lr"]), 6))
         return step(self, *inputs, **options)
 
-    monkeypatch.setattr(trainer.Trainer, "step", watched)
+    monkeypatch.setattr(member.Member, "step", watched)
     run_to_end(run, tmp_path / "last.pt", dataset)
     top = run.train.lr
     assert seen == pytest.approx([top / 6 * k for k in (1, 3, 5, 5, 3, 1)], rel=1e-4)
@@ -263,7 +260,7 @@ def test_summary_keeps_last_and_best_apart():
     rows = [
         {"epoch": e, "top1": t, "top5": 90.0, "test_loss": 1.0} for e, t in ((1, 50.0), (2, 60.0), (3, 60.0), (4, 55.0))
     ]
-    assert trainer.summary(rows) == {
+    assert member.summary(rows) == {
         "top1_last": 55.0,
         "top1_best": 60.0,
         "best_epoch": 2,
@@ -313,10 +310,10 @@ def test_contract_carries_banks_views_and_a_drifting_teacher(tmp_path, demanding
     net, state = run_to_end(run, tmp_path / "b.pt", dataset, stop_after=1)
     assert curve_without_time(state.curve) == curve_without_time(whole_state.curve)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in whole.state_dict().items())
-    made = trainer.Trainer(run, dataset, teacher_net())
-    made.restore(tmp_path / "b.pt")
+    made = member.Member(run, dataset, teacher_net())
+    assert made.restore(tmp_path / "b.pt")
     assert made.method.bank.abs().sum() > 0
     fresh = teacher_net().state_dict()
-    for name, value in made.teacher.state_dict().items():
+    for name, value in made.drifting.state_dict().items():
         drifted = "running" in name or "num_batches" in name
         assert torch.equal(value.float(), fresh[name].float()) != drifted, name  # statistics drift, weights never

@@ -13,12 +13,11 @@ from bench.datasets import train_size
 from bench.run import Data
 from bench.training import data as datasets
 from bench.training import evaluate as evaluation
-from bench.training import trainer
+from bench.training import member
 from tests import tiny
 from zoo.errors import BadInput
 
 CPU = torch.device("cpu")
-train = trainer.train
 
 
 def settings(validation=None, train_images=None, dataset="embedded-1") -> Data:
@@ -122,7 +121,7 @@ def looks(monkeypatch) -> list[str]:
         found.append(part)
         return evaluation.evaluate(net, dataset, *given, part=part, **options)
 
-    monkeypatch.setattr(trainer, "evaluate", watched)
+    monkeypatch.setattr(member, "evaluate", watched)
     return found
 
 
@@ -130,7 +129,7 @@ def looks(monkeypatch) -> list[str]:
 def test_the_test_set_is_looked_at_once(tmp_path, looks, validation, wanted):
     run, dataset = tiny.run(tmp_path, "vanilla", text=protocol(validation)), held_out()
     seen = []
-    net, state = train(run, dataset, None, tmp_path / "last.pt", on_epoch=seen.append)
+    net, state = tiny.train(run, dataset, None, tmp_path / "last.pt", on_epoch=seen.append)
     assert looks == wanted and state.curve == seen
     on_test, on_val = {"top1", "top5", "test_loss"}, {"val_top1", "val_top5", "val_loss"}
     for row in state.curve:
@@ -148,7 +147,7 @@ def test_a_split_changes_what_is_measured_and_not_what_is_trained(tmp_path):
     nets = []
     for place, text in enumerate((protocol(100), protocol(0), protocol(0).replace(", validation: 0", ""))):
         run = tiny.run(tmp_path / str(place), "vanilla", text=text)
-        nets.append(train(run, held_out(), None, tmp_path / f"{place}.pt")[0].state_dict())
+        nets.append(tiny.train(run, held_out(), None, tmp_path / f"{place}.pt")[0].state_dict())
     for other in nets[1:]:
         assert all(torch.equal(value, other[name]) for name, value in nets[0].items())
 
@@ -157,13 +156,13 @@ def test_summary_with_a_split_knows_no_test_accuracy_of_the_best_epoch():
     rows = [{"epoch": e, "val_top1": v, "val_top5": 9.0, "val_loss": 1.0} for e, v in ((1, 50.0), (2, 60.0), (3, 58.0))]
     rows[-1] |= {"top1": 57.0, "top5": 88.0, "test_loss": 1.5}
     last = {"top1_last": 57.0, "top5_last": 88.0, "test_loss_last": 1.5}
-    assert trainer.summary(rows, 5000) == {**last, "val_top1_best": 60.0, "best_epoch": 2, "val_top1_last": 58.0}
+    assert member.summary(rows, 5000) == {**last, "val_top1_best": 60.0, "best_epoch": 2, "val_top1_last": 58.0}
     checkpoint = [{"epoch": 0, "top1": 57.0, "top5": 88.0, "test_loss": 1.5}]
-    assert trainer.summary(checkpoint, 5000) == trainer.summary(checkpoint, 0) == last
+    assert member.summary(checkpoint, 5000) == member.summary(checkpoint, 0) == last
 
 
 def test_what_diverges_on_validation_images_is_said(tmp_path, monkeypatch):
     run = tiny.run(tmp_path, "vanilla", text=protocol(100))
-    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: evaluation.Metrics(1.0, 5.0, float("nan")))
-    with pytest.raises(trainer.Diverged, match="val loss is nan after epoch 1"):
-        train(run, held_out(), None, tmp_path / "last.pt")
+    monkeypatch.setattr(member, "evaluate", lambda *_, **__: evaluation.Metrics(1.0, 5.0, float("nan")))
+    with pytest.raises(member.Diverged, match="val loss is nan after epoch 1"):
+        tiny.train(run, held_out(), None, tmp_path / "last.pt")

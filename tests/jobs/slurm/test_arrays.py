@@ -26,20 +26,52 @@ def make(tmp_path, settings: str = "", seeds: int = 3):
 
 
 def outline(grid, made: list[slurm.Array]) -> list[tuple]:
-    """(teacher to wait for, sizes of the tasks) of each array."""
-    return [(array.after and grid.runs[array.after].student, [len(task) for task in array.tasks]) for array in made]
+    """(teacher to wait for, runs of each task) of each array."""
+    return [(array.after and grid.runs[array.after].student, [*map(len, array.runs)]) for array in made]
+
+
+def sizes(array: slurm.Array) -> list[list[int]]:
+    """The sizes of the cohorts of each task."""
+    return [[*map(len, task)] for task in array.tasks]
 
 
 def test_one_array_for_the_first_and_one_for_each_teachers_students(tmp_path):
-    grid, order, wanted = make(tmp_path)
+    grid, order, wanted = make(tmp_path, "together: 1")
     made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
     first, *others = outline(grid, made)
     assert first == (None, [1] * 6)  # the teachers, which are Student rows, too, and the other seeds of these
     assert dict(others) == {"resnet20": [1] * 12, "resnet8": [1] * 6}
 
 
-def test_students_of_ready_teachers_wait_for_nothing(tmp_path):
+def test_a_task_is_a_cohort(tmp_path):
+    """Runs of one teacher and seed; a teacher alone, although Student rows of its seed could share with it."""
     grid, order, wanted = make(tmp_path)
+    made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+    first, *others = outline(grid, made)
+    assert first == (None, [1, 1, 2, 2])  # two teachers, and the Student rows of two other seeds
+    assert dict(others) == {"resnet20": [4, 4, 4], "resnet8": [2, 2, 2]}
+    for task in (task for array in made for task in array.tasks):
+        assert len(task) == 1 and len({grid.runs[run_id].seed for run_id in task[0]}) == 1
+
+
+def test_at_most_so_many_together_and_so_many_in_a_job(tmp_path):
+    def students(settings: str) -> list[list[int]]:
+        grid, order, wanted = make(tmp_path, settings)
+        made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+        mine = [array for array in made if array.after and grid.runs[array.after].student == "resnet20"]
+        return [task for array in mine for task in sizes(array)]
+
+    assert students("") == [[4], [4], [4]]
+    assert students("together: 3") == [[2]] * 6  # four are halved, not cut three and one
+    assert students("together: 1\nruns_per_job: 3") == [[1, 1, 1]] * 4  # as before there were cohorts
+    assert students("runs_per_job: 3") == [[4], [4], [4]]  # a cohort is never cut for it
+    assert students("runs_per_job: 9") == [[4, 4], [4]]
+    assert students("together: 2\nruns_per_job: 6") == [[2, 2, 2], [2, 2, 2]]
+    assert sorted(students("classes: [{match: {method: kd}, together: 1}]")) == [[1]] * 6 + [[2]] * 3
+
+
+def test_students_of_ready_teachers_wait_for_nothing(tmp_path):
+    grid, order, wanted = make(tmp_path, "together: 1")
     teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
     students = [run_id for run_id in order if grid.runs[run_id].teacher]
     assert outline(grid, slurm.arrays(grid, students, wanted, ready=teachers, most_tasks=1001)) == [(None, [1] * 18)]
@@ -56,13 +88,14 @@ def test_students_of_ready_teachers_wait_for_nothing(tmp_path):
 
 def test_classes_have_arrays_of_their_own_and_share_no_task(tmp_path):
     text = """\
+together: 1
 runs_per_job: 4
 classes: [{match: {method: kd, student: resnet8}, mem_gb: 4}, {match: {method: teacher}, qos: long}]
 """
     grid, order, wanted = make(tmp_path, text)
     made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
     found = {
-        (a.resources.qos, a.resources.mem_gb, a.after and grid.runs[a.after].student): sorted(map(len, a.tasks))
+        (a.resources.qos, a.resources.mem_gb, a.after and grid.runs[a.after].student): sorted(map(len, a.runs))
         for a in made
     }
     assert found == {
@@ -79,22 +112,25 @@ classes: [{match: {method: kd, student: resnet8}, mem_gb: 4}, {match: {method: t
 def test_whatever_is_asked(tmp_path, seed):
     """Every run once; teachers before their students and alone; a task's runs share teacher and resources."""
     chance = random.Random(seed)
-    text = f"runs_per_job: {chance.randint(1, 5)}\nclasses:\n"
+    text = f"runs_per_job: {chance.randint(1, 5)}\ntogether: {chance.choice(['null', 1, 2, 3])}\nclasses:\n"
     for _ in range(3):
         text += f"- match: {{{chance.choice(['method: kd', 'teacher: resnet20', 'student: [resnet8, resnet20]'])}}}\n"
-        text += f"  {chance.choice(['mem_gb', 'timeout_min', 'runs_per_job'])}: {chance.randint(10, 12)}\n"
+        text += f"  {chance.choice(['mem_gb', 'timeout_min', 'runs_per_job', 'together'])}: {chance.randint(10, 12)}\n"
     grid, order, wanted = make(tmp_path, text, seeds=chance.randint(1, 4))
     teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
     done = {teacher for teacher in teachers if chance.random() < 0.5}
     order = [run_id for run_id in order if run_id not in done and (run_id in teachers or chance.random() < 0.8)]
     most = chance.randint(1, 7)
     made = slurm.arrays(grid, order, wanted, ready=done, most_tasks=most)
-    assert sorted(run_id for array in made for task in array.tasks for run_id in task) == sorted(order)
+    assert sorted(run_id for array in made for task in array.runs for run_id in task) == sorted(order)
     seen: set[str] = set()
     for array in made:
         assert 1 <= len(array.tasks) <= most and (array.after is None or array.after in seen)
-        for task in array.tasks:
-            assert 1 <= len(task) <= array.resources.runs_per_job
+        for cohorts, task in zip(array.tasks, array.runs, strict=True):
+            assert len(cohorts) == 1 or len(task) <= array.resources.runs_per_job
+            for cohort in cohorts:
+                assert 1 <= len(cohort) <= (array.resources.together or 1000)
+                assert len({grid.runs[run_id].seed for run_id in cohort}) == 1
             assert len(task) == 1 or not teachers & set(task)
             (teacher,) = {run.teacher.run_id if (run := grid.runs[run_id]).teacher else None for run_id in task}
             assert array.after == (teacher if teacher not in done else None)
@@ -134,6 +170,15 @@ def test_the_example_is_a_cluster_file(tmp_path):
     assert {found.timeout_min for found in example.of_all(grid).values()} == {240, 360}
 
 
+def test_the_command_line_goes_before_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("together: 4\nclasses: [{match: {method: kd}, together: 2, hung_min: 5}]")
+    grid, *_ = make(tmp_path)
+    file = clusters.load(str(tmp_path / "c.yaml"))
+    assert {(one.together, one.hung_min) for one in file.of_all(grid).values()} == {(4, 15.0), (2, 5.0)}
+    instead = file.of_all(grid, together=1, hung_min=None).values()
+    assert {(one.together, one.hung_min) for one in instead} == {(1, 15.0), (1, 5.0)}
+
+
 def test_without_a_gpu(tmp_path):
     grid, *_ = make(tmp_path)
     assert {found.gpus for found in clusters.load(None).of_all(grid).values()} == {1}
@@ -158,7 +203,7 @@ def test_additional_options_keep_their_names(tmp_path):
 
 def test_what_a_limit_leaves_room_for_is_submitted(tmp_path, monkeypatch):
     """A user may have 10 jobs in the queue: arrays are halved until they fit, teachers first, the rest is for later."""
-    grid, _, wanted = make(tmp_path)
+    grid, _, wanted = make(tmp_path, "together: 1")
     taken: list[tuple[str, ...]] = []
 
     def submit(folder, name, tasks, resources, code, after):

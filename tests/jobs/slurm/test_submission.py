@@ -19,7 +19,8 @@ import torch
 import reproduce
 from bench import grid as grids
 from bench import store
-from jobs import claims, worker
+from jobs import claims
+from jobs.failures import record_failure
 from jobs.slurm import records, scheduler, snapshot
 from jobs.slurm import submission as slurm
 from tests import tiny
@@ -115,7 +116,7 @@ def test_grid_gives_the_results_of_this_machine(slurm_here, tmp_path, capsys):
     assert folder("--wait") == 0
     said = capsys.readouterr().out
     assert re.search(r"submitted 1 runs as \d+, 60 min\n", said)
-    assert re.search(r"submitted 2 runs as \d+_\[0-1\], 60 min, after \d+\n", said)
+    assert re.search(r"submitted 2 runs as \d+, 60 min, after \d+\n", said)  # they share a process
     assert "[3/3]" in said and "wrote" in said and (folder.out / "table.md").exists()
     assert essence(folder.out) == do_here(tmp_path / "here", folder.runs().values())
     teacher = folder.folder("vanilla").result.stat().st_mtime
@@ -128,6 +129,30 @@ def test_grid_gives_the_results_of_this_machine(slurm_here, tmp_path, capsys):
     until(lambda: not folder.queued(), "jobs to leave")
     assert folder() == 0 and not records.tokens(folder.out)  # again: nothing to do, records of what is done are gone
     assert "3 done" in capsys.readouterr().out
+
+
+def test_each_run_in_its_own_job_where_that_is_asked_for(slurm_here, tmp_path, capsys):
+    folder = Folder(tmp_path, settings=hold())
+    assert folder("--together", "1") == 3 and len(slurm_here.jobs()) == 3
+    assert re.search(r"submitted 2 runs as \d+_\[0-1\], 60 min, after \d+\n", capsys.readouterr().out)
+
+
+def test_a_killed_worker_of_two_runs_is_replaced_run_by_run(slurm_here, tmp_path):
+    """Its job goes on, and the results are those of an undisturbed one."""
+    folder = Folder(tmp_path)
+    assert folder("--only", "method=teacher", "--wait") == 0
+    assert folder() == 3
+    students = [folder.folder(method) for method in ("kd", "fitnet")]
+
+    def holder() -> int | None:
+        found = [claims.read(student.path) for student in students if student.path.is_dir()]
+        return next((found.pid for found in found if found and found.alive), None)
+
+    os.kill(until(holder, "a student to be begun"), signal.SIGKILL)
+    assert folder("--wait") == 0
+    (log,) = [text for path in folder.out.glob("submitted/*/*.out") if "its worker died" in (text := path.read_text())]
+    assert "once more from the checkpoint, alone" in log
+    assert essence(folder.out) == do_here(tmp_path / "here", folder.runs().values())
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +305,7 @@ def test_accounting_does_not_matter(tmp_path, monkeypatch):
 
 
 def test_two_submissions_at_once(slurm_here, tmp_path):
-    folder = Folder(tmp_path, settings=hold())
+    folder = Folder(tmp_path, settings=hold() + "together: 1\n")
     command = [sys.executable, str(ROOT / "reproduce.py"), *folder.arguments("--seeds", "3")]
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     said = [process.communicate(timeout=TIMEOUT_S)[0] for process in pair]
@@ -328,7 +353,7 @@ def test_ctrl_c_while_following_leaves_the_jobs(slurm_here, tmp_path, capsys):
     assert folder("--wait") == 3
     said = capsys.readouterr().out
     assert "the jobs go on, --cancel ends them" in said and "stopped early: interrupted" in said
-    assert len(slurm_here.jobs()) == 3
+    assert len(slurm_here.jobs()) == 2
 
 
 def test_jobs_that_leave_without_a_result_are_said(slurm_here, tmp_path, capsys):
@@ -368,7 +393,7 @@ def test_squeue_that_does_not_answer(slurm_here, tmp_path, monkeypatch, capsys):
         )
         assert reproduce.main(["--cancel", "--out", str(folder.out)]) == 0
         assert "SLURM does not answer: 2 submissions are forgotten" in capsys.readouterr().out
-    assert folder() == 3 and len(folder.queued()) == 3
+    assert folder() == 3 and len(folder.queued()) == 2
 
 
 def test_code_changed_after_submission_does_not_reach_the_job(slurm_here, tmp_path, monkeypatch):
@@ -395,7 +420,7 @@ def test_failed_runs_of_a_busy_job_are_forgotten(slurm_here, tmp_path, capsys):
     victim = sorted(records.submitted(folder.out))[0]
     failed = store.run_folder(folder.out, victim)
     failed.path.mkdir(parents=True)
-    worker.record_failure(failed, "made up", "")
+    record_failure(failed, "made up", "")
     assert folder(*only, "--retry-failed") == 3
     assert len(slurm_here.jobs()) == 2 and records.submitted(folder.out)[victim] != job.id
     refused(capsys, folder, "is in the queue as job", *only, "--force", quiet=False)
