@@ -208,7 +208,7 @@ def test_result_says_what_and_where(undisturbed):
 def test_a_run_with_a_validation_split(tmp_path, validation):
     text = tiny.PROTOCOL.replace("train_images: 100", f"train_images: 100, validation: {validation}")
     run = tiny.run(tmp_path, "vanilla", text=text)
-    assert do(run, *here(tmp_path))[0] == worker.DONE
+    assert do(run, *here(tmp_path))[0] == DONE
     result = store.read_result(store.run_folder(tmp_path, run.run_id))
     of_split = {"val_top1_last", "val_top1_best", "best_epoch"} if validation else set()
     assert set(result["metrics"]) == {"top1_last", "top5_last", "test_loss_last"} | of_split
