@@ -43,8 +43,13 @@ def steps(run: Run) -> int:
 
 
 def evaluation_flop(run: Run) -> float:
-    """FLOP of the student forward over the test set, once an epoch; a checkpoint is evaluated once."""
-    return 2.0 * zoo.count_macs(run.student) * TEST_IMAGES[run.data.dataset] * (run.train.epochs if run.train else 1)
+    """FLOP of the student forward over all images that it is evaluated on, during training and after it."""
+    epochs, test = run.train.epochs if run.train else 1, TEST_IMAGES[run.data.dataset]
+    if run.train is None or run.data.validation is None:
+        images = test * epochs
+    else:
+        images = run.data.validation * epochs + test
+    return 2.0 * zoo.count_macs(run.student) * images
 
 
 def _image_flop(run: Run) -> float:

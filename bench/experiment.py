@@ -71,7 +71,7 @@ def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] 
     or the listener itself raised. What fails the device fails all that are not through, and is raised.
     """
     run = jobs[0].run
-    dataset = _dataset(run.data.dataset, run.data.train_images, site.data_root, site.device)
+    dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
     if run.method == CHECKPOINT:
         for job in jobs:
             _leaving(job, lambda job=job: _evaluate_checkpoint(job, site, dataset))
@@ -108,7 +108,7 @@ def _write(job: Job, site: Site, net: nn.Module, curve: list[dict[str, Any]], ti
         "schema": store.SCHEMA,
         "run_id": run.run_id,
         "config": run.model_dump(mode="json"),
-        "metrics": summary(curve),
+        "metrics": summary(curve, run.data.validation),
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
@@ -163,9 +163,7 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
     metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
         "epoch": 0,
-        "top1": metrics.top1,
-        "top5": metrics.top5,
-        "test_loss": metrics.loss,
+        **metrics.columns("test"),
         "wall_s": round(time.monotonic() - started, 3),
     }
     _write(job, site, net, [row], {"train_s": 0.0})
@@ -196,6 +194,6 @@ def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
 
 
 @lru_cache(maxsize=1)
-def _dataset(name: str, train_images: int | None, root: Path | None, device: torch.device) -> datasets.Dataset:
+def _dataset(data: Data, root: Path | None, device: torch.device) -> datasets.Dataset:
     """Kept from run to run of one worker, however they augment it: most grids have one data set."""
-    return datasets.load(Data(dataset=name, train_images=train_images, views="weak", strong=None), root, device)
+    return datasets.load(data, root, device)

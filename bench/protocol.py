@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 import methods
 import zoo
 from bench import yamlio
+from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -115,6 +116,7 @@ def resolve(
     changes = {**changes, **protocol.networks.get(student, {})}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
+    check_sizes(data, where)
     return Run(
         method=method,
         params=check(cls.Params, values, where).model_dump(mode="json"),

@@ -24,13 +24,17 @@ class Strong(Settings):
 
 
 class Data(Settings):
-    """What a run trains on; the test set is always the whole test set."""
+    """What a run trains on and is watched on; the test set is always the whole test set."""
 
     dataset: Datasets
     # A class-balanced subset of that size; None is the whole training set.
     train_images: Annotated[int, Field(gt=0, le=10_000_000)] | None
     views: Literal["weak", "weak+strong", "paired"]
     strong: Strong | None
+    # So many training images, class-balanced, are held out: accuracy during training is measured on them, and the test
+    # set is looked at once, after the last epoch. With 0 nothing is measured before that. None is the field's habit:
+    # the test set after every epoch. `train_images` is drawn from what is left.
+    validation: Annotated[int, Field(ge=0, le=10_000_000)] | None = added_later()
 
     @model_validator(mode="after")
     def _strong_where_used(self) -> Data:

@@ -130,7 +130,7 @@ class Try(experiment.Listener):
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._claim.check()
-        self._meter.top1 = row["top1"]
+        self._meter.top1 = row.get("top1", row.get("val_top1"))
         self._try_to_say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
 
     def before_write(self) -> None:

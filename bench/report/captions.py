@@ -36,14 +36,15 @@ CAPTIONS = {
         "Heat map of differences to published numbers; the same differences are in the tables above.",
     ),
     "curves": Caption(
-        "Test accuracy over epochs",
-        "Means over seeds (the first ten, if there are more); bands reach from the lowest to the highest seed. Dotted "
+        "Accuracy over epochs",
+        "On the test set, or, where the axis says so, on validation images held out of the training images. Means over "
+        "seeds (the first ten, if there are more); bands reach from the lowest to the highest seed. Dotted "
         "verticals: the learning rate falls, where all rows of a pair agree on when. What lies below the range of the "
         "last two thirds is cut off. Curves of 50 epochs and more are running medians over a 25th of the epochs, since "
         "single epochs scatter by points while the learning rate is high (the last point is the last epoch's own "
         "value), and are drawn twice: left all methods from the start, then, group by group beside the Student row, "
         "the end from the first fall of the learning rate on.",
-        "Line plot of test accuracy over epochs; the last values are in the results table.",
+        "Line plot of accuracy over epochs; the last values are in the results table.",
     ),
     "cost": Caption(
         "Accuracy against training cost",

@@ -17,7 +17,10 @@ from bench.report.statistics import LEVEL, Interval
 
 Key = tuple[str, str, str, str]  # role, label, teacher, student
 MOST_LISTED = 20  # lines of a list on a terminal; compare.md has all
-METRICS = ("top1_last", "top1_best", "best_epoch", "top5_last", "test_loss_last")
+METRICS = (
+    *("top1_last", "top1_best", "best_epoch", "top5_last", "test_loss_last"),
+    *("val_top1_last", "val_top1_best"),  # of runs with a validation split
+)
 INTERVAL_RULE = (
     "diff: ours − theirs. paired 3: mean over 3 runs that both sides have (the same id is the same method, "
     "parameters, data, protocol, precision and seed), and Student's t interval of their differences. Welch 3, 3: the "

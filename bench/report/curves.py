@@ -13,7 +13,7 @@ from bench.report.frames import CellSummary, done, number, whole
 Read = Callable[[str], list[dict[str, Any]]]  # the rows of a run's curve by its id
 Series = dict[int, float]
 MOST_SEEDS = 10  # of a cell that are drawn over epochs: more take long to read, and show no more
-KEPT = ("top1", "lr")  # quantities that several parts of a report draw for every run
+KEPT = ("top1", "val_top1", "lr")  # quantities that several parts of a report draw for every run
 
 
 class Curves:
@@ -24,7 +24,17 @@ class Curves:
         self._known: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
     def top1(self, run_id: str) -> Series:
-        return self._series(run_id, "top1")
+        """On the images that the run was watched on: validation images where it has them, else the test set.
+
+        The one look at the test set after the last of several epochs is no curve.
+        """
+        found = self._series(run_id, "val_top1") or self._series(run_id, "top1")
+        return found if len(found) > 1 or len(self._series(run_id, "lr")) < 2 else {}
+
+    def part(self, run_ids: Iterable[str]) -> str:
+        """What `top1` of these runs was measured on, in words."""
+        kinds = {bool(self._series(run_id, "val_top1")) for run_id in run_ids}
+        return {(False,): "Test", (True,): "Validation"}.get(tuple(kinds), "Test or validation")
 
     def lr(self, run_id: str) -> Series:
         return self._series(run_id, "lr")

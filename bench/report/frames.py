@@ -56,6 +56,9 @@ class RunRow:
     best_epoch: int | None = None
     top5_last: float | None = None
     test_loss_last: float | None = None
+    validation: int | None = None  # images held out for it; None: the test set was looked at after every epoch
+    val_top1_last: float | None = None
+    val_top1_best: float | None = None  # of the `best_epoch`, whose test accuracy nobody knows
     epochs: int | None = None
     train_s: float | None = None
     alone_s: float | None = None  # of a CPU core or a whole GPU, had it shared nothing; older results do not say
@@ -205,7 +208,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "teacher": _text(_dict(config.get("teacher")).get("arch")),
         "student": _text(config.get("student")),
         "protocol": " v".join(filter(None, (_text(protocol.get("name")), _text(protocol.get("version"))))),
-        "data": _text(data.get("dataset")) + (f" ({n} images)" if (n := _text(data.get("train_images"))) else ""),
+        "data": _data(data),
         "precision": _text(config.get("precision")),
         "params": json.dumps(config["params"], sort_keys=True) if config.get("params") else "",
         "top1_last": top1_last,
@@ -213,6 +216,9 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "best_epoch": whole(metrics.get("best_epoch")),
         "top5_last": _percent(metrics.get("top5_last")),
         "test_loss_last": number(metrics.get("test_loss_last")),
+        "validation": whole(data.get("validation")),
+        "val_top1_last": _percent(metrics.get("val_top1_last")),
+        "val_top1_best": _percent(metrics.get("val_top1_best")),
         "epochs": whole(_dict(config.get("train")).get("epochs")),
         "train_s": number(timing.get("train_s")),
         "alone_s": number(timing.get("alone_s")),
@@ -252,7 +258,7 @@ def runs_frame(results: Results) -> pd.DataFrame:
     """One row per run, the columns of RunRow."""
     names = [entry.name for entry in fields(RunRow)]
     frame = pd.DataFrame([[getattr(run, name) for name in names] for run in results.runs], columns=names)
-    return frame.astype({"seed": "Int64", "best_epoch": "Int64", "epochs": "Int64"})
+    return frame.astype(dict.fromkeys(("seed", "best_epoch", "validation", "epochs"), "Int64"))
 
 
 def cells_frame(results: Results) -> pd.DataFrame:
@@ -305,6 +311,14 @@ def _lines(cells: Sequence[CellSummary]) -> tuple[tuple[CellSummary, ...], ...]:
         return ROLES.index(line[0].cell.role), place[line[0].cell.group]
 
     return tuple(tuple(line) for line in sorted(lines.values(), key=rank))
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """The data set, and what part of it is trained on."""
+    images, held_out = _text(data.get("train_images")), _text(data.get("validation") or None)
+    parts = [f"{images} images"] if images else []
+    parts += [f"{held_out} held out for validation"] if held_out else []
+    return _text(data.get("dataset")) + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _mixed(finished: list[RunRow]) -> str:

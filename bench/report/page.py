@@ -157,7 +157,7 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
         tag("p", _standing(summary), class_="soft"),
         mixed,
         made,
-        _curve(series),
+        _curve(series, curves.part(run.run_id for run in summary.runs if run.state == "done")),
         _config(summary, runs),
     ]
     return tag("article", *parts, id=f"cell-{position}")
@@ -200,7 +200,7 @@ def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
         return tag("tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out), class_="files"))
     values = (
         _percent(run.top1_last),
-        _percent(run.top1_best),
+        _best(run),
         "" if run.best_epoch is None else str(run.best_epoch),
         _percent(run.top5_last),
         "" if run.test_loss_last is None else f"{run.test_loss_last:.3f}",
@@ -208,6 +208,13 @@ def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
         run.device,
     )
     return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out), class_="files"))
+
+
+def _best(run: RunRow) -> str:
+    """Accuracy at the best epoch, on the images that it was chosen by."""
+    if run.val_top1_best is not None:
+        return f"{percent(run.val_top1_best)} on validation"
+    return _percent(run.top1_best)
 
 
 def _files(run: RunRow, out: Path | None) -> Html:
@@ -282,8 +289,8 @@ def _percent(value: float | None) -> str:
 # ---- curves
 
 
-def _curve(series: Mapping[int | None, Series]) -> Html:
-    """Test accuracy over epochs, a line a run; "" where there is nothing to join."""
+def _curve(series: Mapping[int | None, Series], part: str) -> Html:
+    """Accuracy over epochs, a line a run; "" where there is nothing to join. `part` says on which images."""
     series = {seed: points for seed, points in series.items() if len(points) > 1}
     if not series:
         return Html("")
@@ -308,7 +315,7 @@ def _curve(series: Mapping[int | None, Series]) -> Html:
     floor = HEIGHT - BOTTOM
     ends = [points[max(points)] for points in series.values()]
     words = (
-        f"Test top-1 over epochs {first} to {last}, {len(series)} run" + "s" * (len(series) > 1) + ": ends at "
+        f"{part} top-1 over epochs {first} to {last}, {len(series)} run" + "s" * (len(series) > 1) + ": ends at "
         f"{percent(min(ends))}" + (f" to {percent(max(ends))}" if len(ends) > 1 else "")
     )
     clip = tag("svg", *lines, x=0, y=0, width=WIDTH, height=floor)

@@ -112,6 +112,27 @@ def best_table(results: Results) -> Table:
     )
 
 
+def looked_at_once(results: Results) -> list[str]:
+    """Where no run was watched on the test set: that it is so, and what the best epoch is then; else []."""
+    trained = [run for run in done(results.runs) if run.in_table and run.method != "checkpoint"]
+    if not trained or any(run.validation is None for run in trained):
+        return []
+    lines = ["The test set was looked at once a run, after its last epoch: no epoch is selected on test data."]
+    if gaps := [
+        run.val_top1_best - run.val_top1_last
+        for run in trained
+        if run.val_top1_best is not None and run.val_top1_last is not None
+    ]:
+        sizes = sorted({run.validation for run in trained if run.validation})
+        mean = signed(math.fsum(gaps) / len(gaps))
+        lines.append(
+            f"Accuracy during training was measured on {' or '.join(f'{size:,}' for size in sizes)} validation images, "
+            f"held out of the training images. The best epoch, selected on validation images: best − last, mean over "
+            f"{counted(len(gaps), 'run')}: {mean} points of top-1 on the same images. Its test accuracy is not known."
+        )
+    return lines
+
+
 def aggregate_table(results: Results, aggregates: Sequence[Aggregate]) -> Table:
     """Each method over the pairs: its mean gain over the Student row, and the share of the teacher's lead it closes."""
     footnotes = Footnotes()
@@ -172,6 +193,8 @@ def footer(results: Results, now: datetime) -> list[str]:
     for name, values in seen.items():
         if found := sorted(set(filter(None, values))):
             lines.append(f"{name}: {some(found, 'runs.csv')}.")
+    if once := looked_at_once(results):
+        lines.append(once[0])
     if mixed := sum(bool(summary.mixed) for summary in results.cells):
         lines.append(f"Cells whose runs are not alike, marked {MIXED}: {mixed}.")
     return [clean(line) for line in [*lines, f"Written {now:%Y-%m-%d %H:%M} UTC."]]

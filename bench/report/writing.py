@@ -60,7 +60,8 @@ def sections(report: Report) -> tuple[Section, ...]:
     if report.aggregates:
         found.append(Section("Over all pairs", (tables.aggregate_table(results, report.aggregates),)))
     found.append(Section("Claims", items=_claims(report)))
-    found.append(Section("Best epoch", (tables.best_table(results),)))
+    once = tables.looked_at_once(results)
+    found.append(Section("Best epoch", () if once else (tables.best_table(results),), tuple(Item("", x) for x in once)))
     found.append(_published(report))
     made_of = (Item("", line) for line in tables.footer(results, report.now))
     return (*found, Section("What this table is made of", items=tuple(made_of)))
@@ -84,7 +85,7 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
     written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
     read, pictures = Curves(curves(runs, out)), {}
     if plots:
-        from bench.plots import draw  # matplotlib takes a second to import, and only this needs it
+        from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
 
         folder = out / "plots"
         drawn = draw(report.results, read)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets import NUM_CLASSES, TRAIN_IMAGES
+from bench.datasets import NUM_CLASSES, check_sizes
 from bench.run import Data, seed_for
 from bench.training import embedded
 from bench.training.augment import apply_weak, draw_weak
@@ -26,7 +26,7 @@ ROOT_VARIABLE = "CIFAR100_ROOT"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train and test set on one device: uint8 images (N, 3, 32, 32), int64 labels (N,)."""
+    """Training, test and validation images on one device: uint8 (N, 3, 32, 32), their labels int64 (N,)."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -34,6 +34,8 @@ class Dataset:
     test_labels: Tensor
     mean: Tensor  # (1, 3, 1, 1), of pixels in 0..1
     std: Tensor
+    val_images: Tensor | None = None  # held out of the training images; None where nothing is
+    val_labels: Tensor | None = None
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images -> float32, as torchvision's ToTensor and Normalize do."""
@@ -71,10 +73,16 @@ def load(data: Data, root: Path | None, device: torch.device) -> Dataset:
         train_images, train_labels, _ = embedded.generate("train", embedded.TRAIN_IMAGES_PER_CLASS)
         test_images, test_labels, _ = embedded.generate("test", embedded.TEST_IMAGES_PER_CLASS)
         mean, std = embedded.MEAN, embedded.STD
+    held_out = ()
+    if data.validation:
+        kept = torch.ones(len(train_labels), dtype=torch.bool)
+        kept[chosen := balanced_subset(train_labels, data.validation, "validation")] = False
+        held_out = train_images[chosen], train_labels[chosen]
+        train_images, train_labels = train_images[kept], train_labels[kept]
     if data.train_images is not None:
-        keep = balanced_subset(train_labels, data.train_images)
-        train_images, train_labels = train_images[keep], train_labels[keep]
-    tensors = (train_images, train_labels, test_images, test_labels, _channels(mean), _channels(std))
+        chosen = balanced_subset(train_labels, data.train_images)
+        train_images, train_labels = train_images[chosen], train_labels[chosen]
+    tensors = (train_images, train_labels, test_images, test_labels, _channels(mean), _channels(std), *held_out)
     return Dataset(*(tensor.to(device) for tensor in tensors))
 
 
@@ -86,13 +94,7 @@ def cifar100_root(root: Path | None) -> Path:
 
 def prepare(data: Data, root: Path | None) -> None:
     """See once, before any run starts, that the data set is there and whole; download CIFAR-100 where it is not."""
-    if data.train_images is not None:
-        size = TRAIN_IMAGES[data.dataset]
-        if data.train_images % NUM_CLASSES or data.train_images > size:
-            raise BadInput(
-                f"train_images: {data.train_images} is not a class-balanced part of {size} images: "
-                f"use a multiple of {NUM_CLASSES} up to {size}"
-            )
+    check_sizes(data)
     if data.dataset != "cifar100":
         return
     folder = cifar100_root(root)
@@ -118,10 +120,10 @@ def prepare(data: Data, root: Path | None) -> None:
         ) from None
 
 
-def balanced_subset(labels: Tensor, size: int) -> Tensor:
-    """Indices, ascending, of `size` images with equally many of each class; the same ones in every run."""
+def balanced_subset(labels: Tensor, size: int, purpose: str = "subset") -> Tensor:
+    """Indices, ascending, of `size` images with equally many of each class; for a purpose the same in every run."""
     per_class = size // NUM_CLASSES
-    order = torch.randperm(len(labels), generator=_generator(0, "subset"))
+    order = torch.randperm(len(labels), generator=_generator(0, purpose))
     chosen = [order[labels[order] == label][:per_class] for label in range(NUM_CLASSES)]
     return torch.cat(chosen).sort().values
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 on the test set; `python -m bench.evaluate --arch A --weights F --data DIR` for a checkpoint."""
+"""Top-1 and top-5 on held-out images; `python -m bench.evaluate --arch A --weights F --data DIR` for a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import zoo
 from bench.commandline import Parser, refuse
-from bench.run import Data
+from bench.run import Data, Run
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 
@@ -21,13 +22,28 @@ from bench.training.devices import memory_format, parse_device
 BATCH = {"cuda": 1000, "cpu": 100}
 
 
+Part = Literal["test", "val"]
+COLUMNS = {"test": ("top1", "top5", "test_loss"), "val": ("val_top1", "val_top5", "val_loss")}  # of a curve
+
+
 @dataclass(frozen=True)
 class Metrics:
-    """Over the whole test set; accuracies in percent."""
+    """Over all images of a set; accuracies in percent."""
 
     top1: float
     top5: float
     loss: float  # mean cross entropy, natural logarithm
+
+    def columns(self, part: Part) -> dict[str, float]:
+        """As a row of a curve has them."""
+        return dict(zip(COLUMNS[part], (self.top1, self.top5, self.loss), strict=True))
+
+
+def due(run: Run, epoch: int) -> tuple[Part, ...]:
+    """What a run is evaluated on after an epoch (from 1). One with a validation split sees the test set once."""
+    if run.data.validation is None:
+        return ("test",)
+    return (("val",) if run.data.validation else ()) + (("test",) if epoch == run.train.epochs else ())
 
 
 @torch.no_grad()
@@ -36,26 +52,28 @@ def evaluate(
     dataset: datasets.Dataset,
     on_batch: Callable[[], None] = lambda: None,
     layout: torch.memory_format | None = None,
+    part: Part = "test",
 ) -> Metrics:
     """Metrics of `net` in eval mode (its mode is restored); counts stay on the device until the end.
 
-    `layout` is that of its weights where it is not the device's for fp32.
+    `layout` is that of its weights where it is not the device's for fp32. `part` "val" is the validation images, which
+    the data set must have.
     """
     was_training = net.training
     net.eval()
-    device = dataset.test_images.device
+    images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+    device = images.device
     layout = layout or memory_format(device)
     total = torch.zeros(3, dtype=torch.float64, device=device)
-    for part in datasets.slices(len(dataset.test_labels), BATCH[device.type]):
-        labels = dataset.test_labels[part]
-        logits = net(dataset.normalise(dataset.test_images[part]).contiguous(memory_format=layout)).float()
-        hits = logits.topk(5, dim=1).indices == labels[:, None]
-        loss = cross_entropy(logits, labels, reduction="sum")
+    for some in datasets.slices(len(labels), BATCH[device.type]):
+        logits = net(dataset.normalise(images[some]).contiguous(memory_format=layout)).float()
+        hits = logits.topk(5, dim=1).indices == labels[some, None]
+        loss = cross_entropy(logits, labels[some], reduction="sum")
         total += torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
         on_batch()
     net.train(was_training)
     top1, top5, loss = total.tolist()
-    n = len(dataset.test_labels)
+    n = len(labels)
     return Metrics(100 * top1 / n, 100 * top5 / n, loss / n)
 
 

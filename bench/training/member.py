@@ -25,7 +25,7 @@ from bench.datasets import NUM_CLASSES
 from bench.run import Run, seed_for
 from bench.training.data import Dataset
 from bench.training.devices import autocast, memory_format
-from bench.training.evaluate import evaluate
+from bench.training.evaluate import due, evaluate
 from bench.training.optim import SGD
 
 Result = tuple[Tensor, Tensor | None]  # of a step: detached loss terms (terms,), and their gradient norms if measured
@@ -162,25 +162,26 @@ class Member:
         state.shared_with += together
 
     def finish_epoch(self, samples: int, on_batch: Callable[[], None]) -> dict[str, Any]:
-        """The epoch's row of the curve: loss terms as means over samples, test metrics, wall time since the start."""
+        """The epoch's row of the curve: loss terms as means over samples, accuracies, wall time since the start."""
         self.check_finite()
         state, batch, wall_s = self.state, self.run.train.batch, self.state.wall_s
         sizes = torch.full((state.step,), float(batch), dtype=torch.float64)
         sizes[-1] = samples - batch * (state.step - 1)
         means = (state.losses.cpu().double() * sizes[:, None]).sum(dim=0) / samples
         pulls = [] if state.pulls is None else state.pulls.tolist()
-        metrics = evaluate(self.student, self.dataset, on_batch, layout=self.layout)
-        if not math.isfinite(metrics.loss):
-            raise Diverged(f"test loss is {metrics.loss} after epoch {state.epoch}")
+        accuracies: dict[str, float] = {}
+        for part in due(self.run, state.epoch):
+            metrics = evaluate(self.student, self.dataset, on_batch, layout=self.layout, part=part)
+            if not math.isfinite(metrics.loss):
+                raise Diverged(f"{part} loss is {metrics.loss} after epoch {state.epoch}")
+            accuracies |= metrics.columns(part)
         row = {
             "epoch": state.epoch,
             "lr": self.run.train.lr_at(state.epoch),
             "train_loss": float(means.sum()),
             **dict(zip(self.term_names, means.tolist(), strict=True)),
             **{f"grad_norm_{name}": pull for name, pull in zip(self.term_names, pulls, strict=False)},
-            "top1": metrics.top1,
-            "top5": metrics.top5,
-            "test_loss": metrics.loss,
+            **accuracies,
             "wall_s": round(wall_s, 3),
         }
         state.curve.append(row)
@@ -282,16 +283,20 @@ def gradient_norms(terms: Iterable[Tensor], student: zoo.Outputs) -> Tensor:
     return torch.stack(norms).detach()
 
 
-def summary(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """Headline metrics of a finished curve: the LAST epoch, and the best one apart (it is selected on test data)."""
-    last, best = curve[-1], max(curve, key=lambda row: row["top1"])
-    return {
-        "top1_last": last["top1"],
-        "top1_best": best["top1"],
-        "best_epoch": best["epoch"],
-        "top5_last": last["top5"],
-        "test_loss_last": last["test_loss"],
-    }
+def summary(curve: list[dict[str, Any]], validation: int | None = None) -> dict[str, Any]:
+    """Headline metrics of a finished curve: the LAST epoch, and the best one apart (it is selected on test data).
+
+    With a validation split the best epoch is the one that is best on it, and its test accuracy is not known; where the
+    split is empty there is no best epoch.
+    """
+    last = curve[-1]
+    watched = "top1" if validation is None else "val_top1"
+    chosen = {}
+    if watched in last:
+        best = max(curve, key=lambda row: row[watched])
+        chosen = {f"{watched}_best": best[watched], "best_epoch": best["epoch"]}
+        chosen |= {} if validation is None else {"val_top1_last": last["val_top1"]}
+    return {"top1_last": last["top1"], **chosen, "top5_last": last["top5"], "test_loss_last": last["test_loss"]}
 
 
 def on_device(teacher: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:

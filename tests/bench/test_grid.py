@@ -28,6 +28,26 @@ def grid(**changes) -> GridFile:
     return check(GridFile, {**values, **changes}, "grid")
 
 
+@pytest.fixture
+def sskd_resnet56(tmp_path, monkeypatch):
+    """In place of the published file: what a run is named by is the file's SHA-256."""
+    (tmp_path / "sskd").mkdir()
+    torch.save(zoo.build("resnet56").state_dict(), tmp_path / "sskd" / "resnet56.pth")
+    monkeypatch.setenv("KD_WEIGHTS", str(tmp_path))
+
+
+def test_brief_and_its_ablation_share_the_runs_that_are_equal(sskd_resnet56):
+    brief, ablation = (grids.expand(grids.load(name)) for name in ("brief", "brief-ablation"))
+    assert len(brief.runs) == 1 + 3 * len(methods.names()) and len(ablation.runs) == 1 + 3 * 6
+    seeds = [(method, seed) for method in ("skd", "skd_paper", "vanilla") for seed in (0, 1, 2)]
+    shared = [brief.runs[run_id] for run_id in brief.runs.keys() & ablation.runs.keys()]
+    assert sorted((run.method, run.seed) for run in shared) == sorted([("checkpoint", 0), *seeds])
+    labels = {cell.run_ids: cell.label for cell in brief.cells}
+    assert [
+        (labels[c.run_ids], c.label) for c in ablation.cells if c.method == "skd_paper" and c.run_ids in labels
+    ] == [("SKD (paper)", "SKD (paper), lambda 0.1")]
+
+
 def test_full_grid_is_the_target_table():
     full = grids.expand(grids.load("full"))
     assert full.protocol.name == "streamlined"

@@ -27,7 +27,7 @@ def resolve(name, method, pair="resnet56-resnet20"):
 
 
 def test_all_load_and_resolve_every_method():
-    assert set(protocols.names()) >= {"standard", "streamlined", "streamlined-revised", "quick", "first-look"}
+    assert set(protocols.names()) >= {"standard", "streamlined", "streamlined-revised", "quick", "sprint", "brief"}
     for name in protocols.names():
         for method in methods.names():
             for pair in PAIRS:
@@ -92,7 +92,7 @@ def test_weights_per_pair_of_different_style(pair):
 @pytest.mark.parametrize("student", ["mobilenetv2", "shufflenetv1", "shufflenetv2"])
 def test_the_small_networks_have_a_learning_rate_of_their_own(student):
     """Before a method's own, as MLKD has one, and wherever they are trained."""
-    for name, lr in (("standard", 0.01), ("first-look", 0.01), ("sprint", 0.4)):
+    for name, lr in (("standard", 0.01), ("brief", 0.08), ("sprint", 0.4)):
         for method in ("vanilla", "kd", "mlkd"):
             assert resolve(name, method, f"vgg13-{student}").train.lr == lr
     recipe = protocols.load("standard")
@@ -101,14 +101,18 @@ def test_the_small_networks_have_a_learning_rate_of_their_own(student):
     assert resolve("standard", "kd", "resnet50-vgg8").train.lr == 0.05
 
 
-def test_first_look_is_standard_on_a_smaller_scale():
-    run, whole = resolve("first-look", "kd"), resolve("standard", "kd")
-    assert run.data.train_images == 5000 and run.train.epochs == 8
-    assert [m * 30 for m in (*run.train.milestones, run.train.epochs)] == [
-        *whole.train.milestones,
-        whole.train.epochs,
-    ]
-    assert run.params == whole.params
+@pytest.mark.parametrize("method", methods.names())
+def test_brief_is_standard_in_ten_epochs_of_all_images(method):
+    """Only what a short schedule asks for differs, and it is the same for all methods but MLKD's learning rate."""
+    run, whole, plain = resolve("brief", method), resolve("standard", method), resolve("brief", "vanilla")
+    assert run.data.train_images is None and run.data.validation == 0 and run.train.epochs == 10
+    assert run.data.model_copy(update={"validation": None}) == whole.data
+    assert {**run.params, "warm_up_epochs": 20} == {**whole.params, "warm_up_epochs": 20}
+    assert run.params.get("warm_up_epochs", 1) == 1
+    share = run.train.lr / plain.train.lr
+    assert share == (0.5 if method == "mlkd" else 1) == whole.train.lr / resolve("standard", "vanilla").train.lr
+    same = {"lr": plain.train.lr, "grad_clip": plain.train.grad_clip}
+    assert run.train.model_copy(update=same) == plain.train and run.train.grad_clip == whole.train.grad_clip
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_every_field_is_in_the_hash():
     assert len({base.hash8, *(kd(**{key: value}).hash8 for key, value in changed.items())}) == len(changed) + 1
 
 
+def test_a_validation_split_is_part_of_the_identity_and_its_absence_is_not():
+    base = kd()
+    split = {n: kd(data=base.data.model_copy(update={"validation": n})) for n in (None, 0, 5000)}
+    assert split[None].run_id == base.run_id and "validation" not in base.model_dump(mode="json")["data"]
+    assert len({run.hash8 for run in split.values()}) == 3
+
+
 def test_same_id_from_a_file_and_in_another_process():
     text = kd().model_dump_json()
     assert check(Run, json.loads(text), "a file") == kd()

@@ -204,6 +204,19 @@ def test_result_says_what_and_where(undisturbed):
     assert len(result["provenance"]["method_sha256"]) == 64 and result["provenance"]["device"]
 
 
+@pytest.mark.parametrize("validation", [200, 0])
+def test_a_run_with_a_validation_split(tmp_path, validation):
+    text = tiny.PROTOCOL.replace("train_images: 100", f"train_images: 100, validation: {validation}")
+    run = tiny.run(tmp_path, "vanilla", text=text)
+    assert do(run, *here(tmp_path))[0] == DONE
+    result = store.read_result(store.run_folder(tmp_path, run.run_id))
+    of_split = {"val_top1_last", "val_top1_best", "best_epoch"} if validation else set()
+    assert set(result["metrics"]) == {"top1_last", "top5_last", "test_loss_last"} | of_split
+    assert ["top1" in row for row in result["curve"]] == [False, True]
+    assert ["val_top1" in row for row in result["curve"]] == [bool(validation)] * 2
+    assert Run.model_validate(result["config"]).run_id == run.run_id
+
+
 def test_progress_is_worked_out_when_asked_for(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -106,7 +106,7 @@ def test_a_step_fits(scene: Scene, name: str) -> None:
         assert value.grad is not None and torch.isfinite(value.grad).all(), parameter
 
 
-@pytest.mark.parametrize("recipe", sorted(set(protocol.names()) - {"first-look"}))
+@pytest.mark.parametrize("recipe", protocol.names())
 @pytest.mark.parametrize("name", methods.names())
 @pytest.mark.parametrize("scene", PAIRS, indirect=True)
 def test_every_protocol_has_parameters_for_the_pair(scene: Scene, name: str, recipe: str) -> None:

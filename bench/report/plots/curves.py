@@ -1,4 +1,4 @@
-"""Test accuracy over epochs."""
+"""Accuracy over epochs: on the test set, or on validation images where the runs have them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bench.report.curves import Curves, Series, mean, of_runs
-from bench.report.frames import CellSummary, Results
+from bench.report.frames import CellSummary, Results, done
 from bench.report.plots import style
 from bench.report.tables import heading
 
@@ -71,7 +71,8 @@ def curves(results: Results, read: Curves) -> Figure | None:
             axes.grid(linewidth=0.4, color="0.9")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _titles(grid, list(drawn), specs)
-    figure.supylabel("Test top-1 (%)" + (", running median" if longest >= SMOOTHED_FROM else ""), fontsize=8)
+    part = read.part(run.run_id for cells in drawn.values() for s in cells for run in done(s.runs)[:1])
+    figure.supylabel(f"{part} top-1 (%)" + (", running median" if longest >= SMOOTHED_FROM else ""), fontsize=8)
     shown = {style.row_name(s): s.cell.label for cells in drawn.values() for s in cells}
     shown = {name: shown[name] for line in lines if (name := style.row_name(line[0])) in shown}
     handles = [Line2D([], [], label=style.plain(label), **looks[name].line) for name, label in shown.items()]

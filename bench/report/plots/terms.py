@@ -16,7 +16,7 @@ from bench.report.plots import style
 from bench.report.plots.curves import smooth
 
 # Keys of a curve's row that are no loss terms.
-OTHER = {"epoch", "lr", "train_loss", "top1", "top5", "test_loss", "wall_s"}
+OTHER = {"epoch", "lr", "train_loss", "top1", "top5", "test_loss", "val_top1", "val_top5", "val_loss", "wall_s"}
 PULL = "grad_norm_"
 ABREAST = 5
 # By the place of the term in its method's sum: cross entropy first, in black.

@@ -53,6 +53,10 @@ def test_costs_agree_with_the_training_cost(name, recipe):
     assert steps(run) * step_flop(run) == pytest.approx(cost_flop(run), rel=2e-3)
     assert steps(run) == 782 * 240
     assert evaluation_flop(run) == 2 * zoo.count_macs("resnet8") * 10_000 * 240
+    for validation, images in ((5000, 5000 * 240 + 10_000), (0, 10_000)):  # the test set once
+        split = run.model_copy(update={"data": run.data.model_copy(update={"validation": validation})})
+        assert evaluation_flop(split) == 2 * zoo.count_macs("resnet8") * images
+        assert steps(split) == -(-(50_000 - validation) // 64) * 240
 
 
 def test_views_shuffled_together_make_twice_the_steps():
