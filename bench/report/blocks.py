@@ -21,6 +21,7 @@ from scipy.special import gammaincinv, ndtr
 
 WILD = 25.0  # times the median variance of a pair's rows: 5 times its deviation
 LEAST_WILD = 5  # rows: of fewer none is called wild
+LEAST_ERROR = 1e-9  # points: of rows that differ alike on every seed
 LEAST_VARIANCE = 1e-4  # points²: accuracies come in hundredths
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
 
@@ -47,7 +48,7 @@ class Block:
         """(M,) differences `row` - each, in points, and their standard errors; infinite where not linked."""
         contrasts = self.weights[row] - self.weights
         errors = np.sqrt(np.einsum("ims,m->i", contrasts**2, self.variances))
-        errors = np.where(self.linked[row] & (self.freedom > 0), np.maximum(errors, 1e-9), np.inf)
+        errors = np.where(self.linked[row] & (self.freedom > 0), np.maximum(errors, LEAST_ERROR), np.inf)
         return self.effects[row] - self.effects, errors
 
 

@@ -15,9 +15,9 @@ BOLD_RULE = (
     "many of them."
 )
 UNSEPARATED_RULE = (
-    "not separated from the best of its pair, all methods held against it at once at 5 % (Tukey's studentized range, "
-    "stepping down). A pair's rows with two or more seeds, Student among them, are a block design with the seeds as "
-    "blocks; the error is pooled over the rows, or a row's own where that is larger"
+    "not shown to be worse than the best of its pair, all methods held against it at once at 5 % (Tukey's studentized "
+    "range, stepping down). Rows × seeds of a pair are a block design: what a seed does to all rows is removed, and "
+    "the error is pooled over the rows, or a row's own where that is larger"
 )
 
 

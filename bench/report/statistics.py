@@ -26,8 +26,8 @@ RESAMPLES = 10_000
 SEED = 20250513  # of the resampling: the same runs always give the same interval
 
 GAIN_RULE = (
-    "Gain: a row minus the Student row, in points. Its 95 % interval is Dunnett's, for all methods of the pair at once; "
-    "the error is pooled over the pair's rows. The teacher is one run, taken as it is. One seed has no interval."
+    "Gain: a row minus the Student row, in points. Its 95 % interval is Dunnett's, for all methods of the pair at once,"
+    " and its error pooled over the pair's rows. The teacher is one run, taken as it is. One seed has no interval."
 )
 PAIRS_RULE = (
     "Over pairs: each pair weighs the same, and only pairs count where the method and the Student row have all wanted "
@@ -80,9 +80,7 @@ class Gain:
     @property
     def p(self) -> float:
         """Two-sided, of this difference alone; 1 with one seed. Not for print: no stars."""
-        if self.error is None or self.mean == 0:
-            return 1.0
-        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error)) if self.error else 0.0
+        return 1.0 if self.error is None else float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class Design:
         mean, i = round(ours.last.mean - other.last.mean, 9), self.row(row)
         if i is None:
             return Gain(mean, row.last.n, None, 0, _seeds(row.last.n))
-        error = math.sqrt(self.block.spreads[i] / row.last.n)
+        error = max(math.sqrt(self.block.spreads[i] / row.last.n), blocks.LEAST_ERROR)
         how = f"{_seeds(row.last.n)} against one teacher run, {_freedom(self.block.spread_freedom)}"
         return Gain(mean, row.last.n, error, self.block.spread_freedom, how)
 

@@ -256,8 +256,8 @@ def _legend(results: Results, ranking: Ranking) -> Iterable[Note]:
         cell = results.cells[i].cell
         yield Note(
             "",
-            f"{clean(cell.label)} on {cell.teacher} → {cell.student} scatters over seeds more than {WILD**0.5:g} times as "
-            "much as the pair's other rows: its error is its own, and not pooled with theirs.",
+            f"{clean(cell.label)} on {cell.teacher} → {cell.student}: its seeds scatter more than {WILD**0.5:g} times "
+            "as much as the other rows', so its error is its own and not pooled with theirs.",
         )
     if untested := len(ranking.seeds) - tested:
         where = f" on {untested} of {len(ranking.seeds)} pairs" if tested else ""

@@ -84,7 +84,7 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
     written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
     read, pictures = Curves(curves(runs, out)), {}
     if plots:
-        from bench.plots import draw  # matplotlib takes a second to import, and only this needs it
+        from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
 
         folder = out / "plots"
         drawn = draw(report.results, read)
