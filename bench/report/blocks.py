@@ -23,7 +23,7 @@ WILD = 25.0  # times the median variance of a pair's rows: 5 times its deviation
 LEAST_WILD = 5  # rows: of fewer none is called wild
 LEAST_ERROR = 1e-9  # points: of rows that differ alike on every seed
 LEAST_VARIANCE = 1e-4  # points²: accuracies come in hundredths
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def fit(values: np.ndarray) -> Block:
     squares = (residuals**2).sum(axis=1)
     pooled = squares.sum() / freedom if freedom else math.nan
 
-    spreads = np.nanvar(values, axis=1, ddof=1)
+    spreads = _variances(values)
     inside_freedom = int((inside.sum(axis=1) - 1).sum())
     within = float((spreads[~wild] * (inside.sum(axis=1) - 1)).sum())
     parts = ((squares.sum(), freedom), (max(within - squares.sum(), 0.0), inside_freedom - freedom))
     below = sum(square**2 / n for square, n in parts if n)
-    spread_freedom = within**2 / below if below else float(inside_freedom)
+    spread_freedom = within**2 / below if within > 1e-12 else float(inside_freedom)
 
     own = np.array(spreads)  # a wild row's seed effects are nothing beside its error
     own[~wild] = np.divide(squares, spare, out=np.zeros_like(squares), where=spare > 1e-9)
@@ -113,7 +113,7 @@ def separated(differences: np.ndarray, errors: np.ndarray, freedom: int, level: 
 def reach(width: float, least: int, rows: int, freedom: float) -> float:
     """P(largest of `rows` means - smallest of `least` of them <= `width` standard errors), all expectations equal.
 
-    With `least` = `rows` it is the distribution of the studentized range. By Gauss-Legendre quadrature, to 1e-5:
+    With `least` = `rows` it is the distribution of the studentized range. By Gauss-Legendre quadrature, to 1e-4:
     SciPy's studentized_range takes a quarter of a second for a quantile, and has no `least`.
     """
     lowest = 8 * _NODES
@@ -181,5 +181,13 @@ def _wild(values: np.ndarray) -> np.ndarray:
         return np.zeros(len(values), bool)
     around = values - np.nanmean(values, axis=1, keepdims=True)
     median = np.nanmedian if np.isnan(values).any() else np.median  # which is ten times as fast
-    variances = np.nanvar(around - median(around, axis=0), axis=1, ddof=1)
+    variances = _variances(around - median(around, axis=0))
     return variances > WILD * max(float(np.median(variances)), LEAST_VARIANCE)
+
+
+def _variances(values: np.ndarray) -> np.ndarray:
+    """(M,) sample variances of the runs there are; a third of the time of np.nanvar."""
+    here = np.isfinite(values)
+    n, filled = here.sum(axis=1), np.where(here, values, 0.0)
+    away = np.where(here, filled - (filled.sum(axis=1) / n)[:, None], 0.0)
+    return (away**2).sum(axis=1) / (n - 1)

@@ -61,8 +61,10 @@ def rank(results: Results) -> Ranking:
         seeds[pair] = common
         first = max(rivals, key=lambda i: results.cells[i].last.mean)
         best.add(first)
+        design = fitted[pair]
         if common > 1:
-            design = fitted[pair]
+            unseparated |= {i for i in rivals if design.row(results.cells[i]) is None}  # its seeds are not known
+        if common > 1 and design.row(results.cells[first]) is not None:
             unseparated |= {place[id(summary)] for summary in _unseparated(design, results.cells[first])}
             freedom |= {pair: design.block.freedom} if design.block.freedom else {}
             wild |= {place[id(summary)] for summary, odd in zip(design.rows, design.block.wild, strict=True) if odd}

@@ -65,7 +65,8 @@ def test_confirmed_where_every_interval_is_on_the_claimed_side(claims):
     verdict = the_only(both(KD=KD, RKD=RKD), claims({}))
     assert (verdict.verdict, verdict.why) == ("confirmed", "Of 2 pairs: confirmed on 2.")
     assert verdict.evidence == [
-        f"{name}: KD 71.50 ± 0.10, RKD 70.50 ± 0.10, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds"
+        f"{name}: KD 71.50 ± 0.10, RKD 70.50 ± 0.10, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds, "
+        "2 degrees of freedom"
         for name in NAMES
     ]
 
@@ -73,8 +74,10 @@ def test_confirmed_where_every_interval_is_on_the_claimed_side(claims):
 def test_refuted_by_one_pair(claims):
     verdict = the_only(both(KD=[KD, RKD], RKD=[RKD, KD]), claims({}))
     assert (verdict.verdict, verdict.why) == ("refuted", "Of 2 pairs: confirmed on 1, refuted on 1.")
+    # Either pair could have refuted it: t(2) at 1 - 0.05 / 4 is 6.205, and 6.205 * 0.1 / sqrt(3) = 0.358.
     assert verdict.evidence[1] == (
-        "wrn_40_2-wrn_16_2: KD 70.50 ± 0.10, RKD 71.50 ± 0.10, difference −1.00, 95 % interval [−1.25, −0.75], 3 seeds"
+        "wrn_40_2-wrn_16_2: KD 70.50 ± 0.10, RKD 71.50 ± 0.10, difference −1.00, 95 % interval of 2 at once "
+        "[−1.36, −0.64], 3 seeds, 2 degrees of freedom"
     )
 
 
@@ -129,7 +132,9 @@ def test_a_refutation_by_any_of_several_comparisons_takes_more(claims):
     two_pairs, one_pair = verdicts(both(KD=[behind, KD], RKD=[ahead, RKD]), path)
     assert one_pair.verdict == "refuted" and two_pairs.verdict == "undecided"
     assert two_pairs.why == "Of 2 pairs: confirmed on 1, not separated on 1."
-    assert two_pairs.evidence[0].endswith("[−0.93, −0.07], 3 seeds; not at level 1 − 0.05/2")
+    assert two_pairs.evidence[0].endswith(
+        "[−0.93, −0.07], 3 seeds, 2 degrees of freedom; to refute takes level 1 − 0.05/2"
+    )
     # To confirm takes every comparison, so the same interval is enough on both pairs.
     assert the_only(both(KD=ahead, RKD=behind), claims({})).verdict == "confirmed"
 
@@ -138,7 +143,12 @@ def test_a_teacher_is_a_constant_and_a_student_row_is_paired(claims):
     path = claims({"over": ["Teacher"]}, {"over": ["Student"]})
     above_teacher, above_student = verdicts(both(KD=KD, Teacher=(70.5,), Student=RKD), path)
     assert above_teacher.verdict == above_student.verdict == "confirmed"
-    assert above_teacher.evidence[0].endswith("Teacher 70.50, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds")
+    # Both rows have variance 0.01 over seeds: 1 ± 0.1 / sqrt(3) * t. Of the sum of squares 0.04, the seeds have 0.03
+    # with two degrees of freedom and the error 0.01 with two: 0.04^2 / (0.03^2 / 2 + 0.01^2 / 2) = 3.2; t is 3.07.
+    assert above_teacher.evidence[0].endswith(
+        "Teacher 70.50, difference +1.00, 95 % interval [+0.82, +1.18], 3 seeds against one teacher run, "
+        "3.2 degrees of freedom"
+    )
     assert the_only(both(KD=KD, Teacher=("failed: x",)), claims({"over": ["Teacher"]})).verdict == "undecided"
 
 
@@ -195,14 +205,16 @@ def test_best_of_groups(claims):
 
 
 def test_the_choice_of_a_best_row_takes_more(claims):
-    # p = 0.038 as above: enough for one row, not for the better of two.
-    ahead, behind = (71.6, 71.7, 71.8), (71.0, 71.4, 71.2)
-    verdict = the_only(both(KD=LOW, DKD=ahead, RKD=behind, CRD=LOW), grouped(claims))
+    # p = 0.0345 with the error of all four rows: enough for one row, not for the better of two.
+    ahead, behind = (71.6, 71.7, 71.8), (71.15, 71.55, 71.35)
+    made = both(KD=LOW, DKD=ahead, RKD=behind, CRD=LOW)
+    verdict = the_only(made, grouped(claims))
     assert verdict.verdict == "undecided"
-    assert verdict.evidence[0].endswith("3 seeds; not at level 1 − 0.05/2; 1 of 2 comparisons as claimed")
+    assert "95 % interval of 2 at once [−0.0" in verdict.evidence[0]
+    assert verdict.evidence[0].endswith("; 1 of 2 comparisons as claimed")
     path = claims({"kind": "best", "rows": ["DKD"], "over": ["RKD"]})
-    assert the_only(both(DKD=ahead, RKD=behind), path).verdict == "confirmed"
-    # The other side's best row is a choice as well where it refutes.
+    assert the_only(made, path).verdict == "confirmed"
+    # The other side's best row is a choice as well where it refutes; here p = 0.047.
     against = both(DKD=behind, RKD=ahead, CRD=LOW)
     for over, verdict in ((["RKD", "CRD"], "undecided"), (["RKD"], "refuted")):
         path = claims({"kind": "best", "rows": ["DKD"], "over": over, "pairs": [NAMES[0]]})

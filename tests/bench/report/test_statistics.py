@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.report import statistics
 from bench.report.frames import Results, collect
 from bench.report.statistics import Aggregate, Bootstrap, Gain, Interval, aggregate, designs, gains
 from tests.bench.report.report_cases import A, B, Grid, result
@@ -100,7 +99,10 @@ def test_a_teacher_is_one_run_for_every_seed():
     theirs = stats.ttest_1samp(np.array([71.4, 71.5, 71.6]) - 71.2, 0)
     above, below = compare(grid, "SKD", "Teacher"), compare(grid, "Teacher", "SKD")
     assert (above.interval.low, above.interval.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
-    assert above.p == pytest.approx(theirs.pvalue) and above.interval.how == "3 seeds against one teacher run, 2 degrees of freedom"
+    assert (
+        above.p == pytest.approx(theirs.pvalue)
+        and above.interval.how == "3 seeds against one teacher run, 2 degrees of freedom"
+    )
     assert (below.mean, below.interval.low) == pytest.approx((-above.mean, -above.interval.high))
 
 
@@ -135,7 +137,13 @@ def test_gains_by_cell_and_by_name_agree():
 def test_gains_of_a_pair_are_dunnetts():
     """All methods against the Student row at once: one multiplier for all, and an error from every row."""
     made, draw = Grid(pairs=(A,)), np.random.default_rng(0)
-    for label, kind in (("Student", "student"), ("KD", "logit"), ("DKD", "logit"), ("SDD", "logit"), ("RKD", "feature")):
+    for label, kind in (
+        ("Student", "student"),
+        ("KD", "logit"),
+        ("DKD", "logit"),
+        ("SDD", "logit"),
+        ("RKD", "feature"),
+    ):
         made.add(label, kind, A, *(70 + draw.normal(0, 0.2, size=3)).tolist())
     made.add("Teacher", "teacher", A, 72.0)
     results = collect(made.spec, made.runs)
