@@ -23,10 +23,10 @@ PATH = Path(__file__).with_name("claims.yaml")
 RULE = (
     "A comparison is the mean difference at the last epoch. Its error is that of the pair's block design: seeds "
     "removed, pooled over the pair's rows, or a row's own where that is larger. A teacher is one run, taken as it is. "
-    "Unfinished cells are left out. Confirmed: on every pair that the claim names, all its comparisons at once have "
-    "95 % intervals on the claimed side of 0. Refuted: one of all its comparisons at once has it on the other side. "
-    "Undecided: all else; a single seed decides nothing. k at once is level 1 − 0.05/k each (Bonferroni); where the "
-    "best of a group is claimed, k is the number of rows that could be it."
+    "Unfinished cells are left out. Confirmed: on every pair that the claim names, every comparison has its 95 % "
+    "interval on the claimed side of 0, those of one row with several others at once. Refuted: one of all the claim's "
+    "comparisons at once has it on the other side. Undecided: all else; a single seed decides nothing. k at once is "
+    "level 1 − 0.05/k each (Bonferroni); where the best of a group is claimed, k is the number of its rows."
 )
 
 Pair = tuple[str, str]
@@ -218,9 +218,9 @@ def _judge(question: Question, cells: Cells, fitted: Designs, protocol: str) -> 
 
 
 def _each(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
-    """Confirmed where all comparisons of the pair are at once; refuted by any one of the claim's.
+    """Confirmed where all comparisons are, which takes no correction; refuted by any one of the claim's.
 
-    As every pair has to confirm, pairs take no correction for that.
+    To be the best of several rows is to be above them at once, as for the marks of the table.
     """
     ways = max(1, sum(match.tested for other in contests for match in other.matches))
     if against := [match for match in contest.matches if match.outcome(ways) < 0]:
@@ -229,7 +229,7 @@ def _each(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
             evidence += f"; {len(against)} of {len(contest.matches)} comparisons the other way"
         return PairVerdict("refuted", evidence, "")
     needed = len(contest.rows) * len(contest.over)
-    return _confirmed_or_open(contest, contest.matches, needed, needed, ways, "lowest")
+    return _confirmed_or_open(contest, contest.matches, needed, len(contest.over), ways, "lowest")
 
 
 def _best(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
