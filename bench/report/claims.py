@@ -15,22 +15,23 @@ from bench import yamlio
 from bench.report.comparison import as_published
 from bench.report.frames import CellSummary, Results, clean, percent, signed, written
 from bench.report.published import load as published_numbers
-from bench.report.statistics import LEVEL, Gain, compare
+from bench.report.statistics import LEVEL, Design, Gain, designs
 from zoo.errors import BadInput
 
 PATH = Path(__file__).with_name("claims.yaml")
 
 RULE = (
-    "A comparison is the mean difference at the last epoch, paired over the seeds both rows have, with a two-sided "
-    "95 % t interval (Student's t from SciPy); a teacher is one run, taken as it is. Unfinished cells are left out. "
-    "Confirmed: every comparison that the claim makes, on every pair it names, has its interval on the claimed side of "
-    "0. Refuted: one has it on the other side. Undecided: all else; a single seed decides nothing. What any one of k "
-    "comparisons could bring about, a refutation or the choice of a group's best row, takes an interval of level "
-    "1 − 0.05/k (Bonferroni)."
+    "A comparison is the mean difference at the last epoch. Its error is that of the pair's block design: seeds "
+    "removed, pooled over the pair's rows, or a row's own where that is larger. A teacher is one run, taken as it is. "
+    "Unfinished cells are left out. Confirmed: on every pair that the claim names, every comparison has its 95 % "
+    "interval on the claimed side of 0, those of one row with several others at once. Refuted: one of all the claim's "
+    "comparisons at once has it on the other side. Undecided: all else; a single seed decides nothing. k at once is "
+    "level 1 − 0.05/k each (Bonferroni); where the best of a group is claimed, k is the number of its rows."
 )
 
 Pair = tuple[str, str]
 Cells = Mapping[tuple[str, Pair], CellSummary]  # by label and pair
+Designs = Mapping[Pair, Design]
 Standing = Literal["confirmed", "refuted", "undecided"]
 
 
@@ -90,6 +91,10 @@ class Match:
     other: CellSummary
     gain: Gain
 
+    @property
+    def tested(self) -> bool:
+        return self.gain.error is not None
+
     def outcome(self, ways: int = 1) -> int:
         """1 as claimed, -1 the other way round, 0 neither: by the interval of level 1 - 0.05 / `ways`."""
         decided = self.gain.p < (1 - LEVEL) / ways
@@ -114,10 +119,10 @@ class PairVerdict:
 
 def check(results: Results, path: Path = PATH) -> list[Verdict]:
     """Every claim whose rows and one of whose pairs are in the grid; those made under its protocol come first."""
-    cells = _cells(results)
+    cells, fitted = _cells(results), designs(results)
     asked = [question for question in load(path) if not _out_of_reach(question, cells)]
     asked.sort(key=lambda question: question.claim.protocol != results.spec.protocol)
-    return [_judge(question, cells, results.spec.protocol) for question in asked]
+    return [_judge(question, cells, fitted, results.spec.protocol) for question in asked]
 
 
 def notes(results: Results, path: Path = PATH) -> list[str]:
@@ -186,9 +191,10 @@ def printed(question: Question) -> str:
     return f"holds on {known - len(broken)} of {_pairs(known)}" + (f", not on {', '.join(broken)}" if broken else "")
 
 
-def _judge(question: Question, cells: Cells, protocol: str) -> Verdict:
+def _judge(question: Question, cells: Cells, fitted: Designs, protocol: str) -> Verdict:
     claim, decide = question.claim, _each if question.claim.kind == "each" else _best
-    contests = {pair: contest for pair in question.pairs if (contest := _contest(question, pair, cells))}
+    sides = {pair: both for pair in question.pairs if (both := _sides(question, pair, cells))}
+    contests = {pair: Contest(*both, _matches(*both, fitted[pair])) for pair, both in sides.items()}
     found = {pair: decide(contest, list(contests.values())) for pair, contest in contests.items()}
 
     counts = Counter(verdict.standing for verdict in found.values())
@@ -212,23 +218,27 @@ def _judge(question: Question, cells: Cells, protocol: str) -> Verdict:
 
 
 def _each(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
-    """Confirmed where all comparisons are, which takes no correction; refuted by any one of the claim's."""
-    ways = max(1, sum(match.gain.seeds > 1 for other in contests for match in other.matches))
+    """Confirmed where all comparisons are, which takes no correction; refuted by any one of the claim's.
+
+    To be the best of several rows is to be above them at once, as for the marks of the table.
+    """
+    ways = max(1, sum(match.tested for other in contests for match in other.matches))
     if against := [match for match in contest.matches if match.outcome(ways) < 0]:
-        evidence = _evidence(_least(against), contest, "lowest")
+        evidence = _evidence(_least(against), contest, "lowest", ways)
         if len(contest.matches) > 1:
             evidence += f"; {len(against)} of {len(contest.matches)} comparisons the other way"
         return PairVerdict("refuted", evidence, "")
-    return _confirmed_or_open(contest, contest.matches, len(contest.rows) * len(contest.over), 1, ways, "lowest")
+    needed = len(contest.rows) * len(contest.over)
+    return _confirmed_or_open(contest, contest.matches, needed, len(contest.over), ways, "lowest")
 
 
 def _best(contest: Contest, contests: Sequence[Contest]) -> PairVerdict:
     """The row with the largest mean over each of the other rows; any one of the rows could have had it."""
-    ways = len(contest.over) * max(1, sum(any(match.gain.seeds > 1 for match in other.matches) for other in contests))
+    ways = len(contest.over) * max(1, sum(any(match.tested for match in other.matches) for other in contests))
     first, rival = _top(contest.rows), _top(contest.over)
     against = [match for match in contest.matches if match.other is rival]
     if len(against) == len(contest.rows) and all(match.outcome(ways) < 0 for match in against):
-        return PairVerdict("refuted", _evidence(_least(against, -1), contest, "best"), "")
+        return PairVerdict("refuted", _evidence(_least(against, -1), contest, "best", ways), "")
     claimed = [match for match in contest.matches if match.row is first]
     return _confirmed_or_open(contest, claimed, len(contest.over), len(contest.rows), ways, "best")
 
@@ -239,37 +249,40 @@ def _confirmed_or_open(
     """Confirmed where `needed` comparisons, and so all those `claimed`, come out as claimed."""
     still_open = [match for match in claimed if match.outcome(ways) < 1]
     if len(claimed) == needed and not still_open:
-        return PairVerdict("confirmed", _evidence(_least(claimed), contest, which), "")
+        return PairVerdict("confirmed", _evidence(_least(claimed), contest, which, ways), "")
     parts, obstacle = [], "not separated"
     if len(claimed) < needed:
         lacking = [summary for summary in (*contest.rows, *contest.over) if not summary.last.complete]
         counts = ", ".join(f"{s.cell.label} {s.last.n}/{s.last.wanted}" for s in lacking)
         obstacle = "runs missing" if lacking else "no common seeds"
         parts.append(f"{obstacle}: {counts}" if lacking else obstacle)
-    elif any(match.gain.seeds < 2 for match in still_open):
+    elif not all(match.tested for match in still_open):
         obstacle = "one seed"
     if claimed:
         shown = _least(still_open or claimed)
-        parts.append(_evidence(shown, contest, which))
-        if shown in still_open and shown.outcome():
-            parts.append(f"not at level 1 − 0.05/{ways if shown.outcome() > 0 else ways_against}")
-        if len(claimed) > 1 and all(match.gain.seeds > 1 for match in claimed):
+        parts.append(_evidence(shown, contest, which, ways))
+        if shown.outcome(ways) < 0:
+            parts.append(f"to refute takes level 1 − 0.05/{ways_against}")
+        if len(claimed) > 1 and all(match.tested for match in claimed):
             parts.append(f"{len(claimed) - len(still_open)} of {needed} comparisons as claimed")
     return PairVerdict("undecided", "; ".join(parts), obstacle)
 
 
-def _evidence(match: Match, contest: Contest, which: str) -> str:
+def _evidence(match: Match, contest: Contest, which: str, ways: int) -> str:
+    """`ways`: the number of comparisons that the interval is one of."""
+
     def named(summary: CellSummary, among: list[CellSummary], word: str) -> str:
         finished = [one.last.mean for one in among if one.last.complete]
         extreme = (min if word == "lowest" else max)(finished)
         word = f"{word} " if len(among) > 1 and summary.last.mean == extreme else ""
         return f"{word}{summary.cell.label} {written(summary.last)}"
 
-    gain, interval = match.gain, match.gain.interval
+    gain, interval = match.gain, match.gain.among(ways).interval
     certainty = (
-        f"95 % interval [{signed(interval.low)}, {signed(interval.high)}], {gain.seeds} seeds"
+        f"95 % interval{f' of {ways} at once' if ways > 1 else ''} [{signed(interval.low)}, {signed(interval.high)}], "
+        f"{gain.how}"
         if interval
-        else "one seed, no interval"
+        else f"{gain.how}, no interval"
     )
     return (
         f"{named(match.row, contest.rows, which)}, {named(match.other, contest.over, 'best other')}, "
@@ -290,13 +303,14 @@ def _cells(results: Results) -> Cells:
     return {(summary.cell.label, summary.column): summary for summary in reversed(results.cells)}
 
 
-def _contest(question: Question, pair: Pair, cells: Cells) -> Contest | None:
+def _sides(question: Question, pair: Pair, cells: Cells) -> tuple[list[CellSummary], list[CellSummary]] | None:
     """None where a row is not in the grid or was not trained on the data that the claims are about."""
     rows, over = ([cells.get((label, pair)) for label in side] for side in (question.rows, question.over))
-    if not all(summary and as_published(summary) for summary in (*rows, *over)):
-        return None
-    found = [Match(row, other, gain) for row in rows for other in over if (gain := compare(row, other))]
-    return Contest(rows, over, found)
+    return (rows, over) if all(summary and as_published(summary) for summary in (*rows, *over)) else None
+
+
+def _matches(rows: list[CellSummary], over: list[CellSummary], design: Design) -> list[Match]:
+    return [Match(row, other, gain) for row in rows for other in over if (gain := design.compare(row, other))]
 
 
 def _out_of_reach(question: Question, cells: Cells) -> str:
@@ -307,7 +321,7 @@ def _out_of_reach(question: Question, cells: Cells) -> str:
     present = [pair for pair in pairs if all((label, pair) in cells for label in labels)]
     if not present:
         return "the grid does not have their pairs"
-    if not any(_contest(question, pair, cells) for pair in present):
+    if not any(_sides(question, pair, cells) for pair in present):
         return "these runs did not use CIFAR-100 as published"
     return ""
 

@@ -1,8 +1,9 @@
-"""Statistics for few seeds: paired differences with t intervals, and means over pairs with a stratified bootstrap.
+"""Statistics for few seeds: differences within a pair as in a block design, means over pairs with a bootstrap.
 
 Seeds are paired (one seed is the same initial weights, data order and augmentation for every method of a pair), and
-a pair's teacher is one run. So methods are compared seed by seed, and the teacher is a constant. With one seed there
-is no interval, and nothing is separated. Student's t and the normal distribution are SciPy's.
+a pair's teacher is one run. So a pair's rows and seeds are a block design (`bench.report.blocks`), and the teacher is
+a constant. With one seed there is no interval, and nothing is separated. Student's t and the normal distribution are
+SciPy's.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from functools import cache
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
-from bench.report.frames import CellSummary, Results, score
+from bench.report import blocks
+from bench.report.blocks import Block
+from bench.report.frames import CellSummary, Results
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 20250513  # of the resampling: the same runs always give the same interval
 
 GAIN_RULE = (
-    "Gain: a row minus the Student row over the seeds both have, in points; two-sided 95 % t interval of the paired "
-    "differences (Student's t from SciPy). The teacher is one run, taken as it is. One seed has no interval."
+    "Gain: a row minus the Student row, in points. Its 95 % interval is Dunnett's, for all methods of the pair at once,"
+    " and its error pooled over the pair's rows. The teacher is one run, taken as it is. One seed has no interval."
 )
 PAIRS_RULE = (
     "Over pairs: each pair weighs the same, and only pairs count where the method and the Student row have all wanted "
@@ -53,12 +56,78 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean over common seeds of one row minus another, in points."""
+    """Mean of one row minus that of another, in points."""
 
     mean: float
-    seeds: int
-    interval: Interval | None  # None with one seed
-    p: float  # two-sided, of the t test that belongs to the interval; 1 with one seed. Not for print: no stars.
+    seeds: int  # that both rows have
+    error: float | None  # standard error; None with one seed
+    freedom: float  # degrees of freedom of `error`
+    how: str  # "3 seeds, 24 degrees of freedom"
+    width: float | None = None  # half of `interval` in standard errors; None is Student's t for this difference alone
+
+    @property
+    def interval(self) -> Interval | None:
+        if self.error is None:
+            return None
+        half = self.error * (_quantile(self.freedom) if self.width is None else self.width)
+        return Interval(self.mean - half, self.mean + half, LEVEL, self.how)
+
+    def among(self, comparisons: int) -> Gain:
+        """The same with the interval it has as one of so many at once, after Bonferroni."""
+        width = None if self.error is None else float(stdtrit(self.freedom, 1 - (1 - LEVEL) / 2 / comparisons))
+        return replace(self, width=width)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of this difference alone; 1 with one seed. Not for print: no stars."""
+        return 1.0 if self.error is None else float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+
+
+@dataclass(frozen=True)
+class Design:
+    """The rows of one pair as a block design: every method, and the Student row, with at least two finished runs.
+
+    The Student row belongs to it: it has the same seeds, and its run differs from a method's in the loss alone. Were it
+    to scatter more, its own variance would count, as any row's. The Teacher row does not: it is one fixed network.
+    """
+
+    rows: tuple[CellSummary, ...]
+    block: Block | None  # None without rows
+
+    def row(self, summary: CellSummary) -> int | None:
+        return next((i for i, own in enumerate(self.rows) if own is summary), None)
+
+    def compare(self, ours: CellSummary, other: CellSummary) -> Gain | None:
+        """`ours` - `other`; a teacher is one run and the same for every seed.
+
+        None where a cell is unfinished (the runs still to come may differ from those that are done) or no seed is
+        common.
+        """
+        if not (ours.last.complete and other.last.complete):
+            return None
+        if ours.cell.role == "teacher" or other.cell.role == "teacher":
+            return self._against_constant(ours, other)
+        table = _paired(ours, other)
+        if not len(table):
+            return None
+        i, j = self.row(ours), self.row(other)
+        if i is not None and j is not None:
+            differences, errors = self.block.against(i)
+            if np.isfinite(errors[j]):
+                how = f"{_seeds(len(table))}, {_freedom(self.block.freedom)}"
+                mean = round(float(differences[j]), 9)  # ties are ties
+                return Gain(mean, len(table), float(errors[j]), self.block.freedom, how)
+        return Gain(float((table[:, 0] - table[:, 1]).mean()), len(table), None, 0, _seeds(len(table)))
+
+    def _against_constant(self, ours: CellSummary, other: CellSummary) -> Gain:
+        """The seeds' own effects count here: another set of seeds would shift a row, and not the constant."""
+        row = other if ours.cell.role == "teacher" else ours
+        mean, i = round(ours.last.mean - other.last.mean, 9), self.row(row)
+        if i is None:
+            return Gain(mean, row.last.n, None, 0, _seeds(row.last.n))
+        error = max(math.sqrt(self.block.spreads[i] / row.last.n), blocks.LEAST_ERROR)
+        how = f"{_seeds(row.last.n)} against one teacher run, {_freedom(self.block.spread_freedom)}"
+        return Gain(mean, row.last.n, error, self.block.spread_freedom, how)
 
 
 @dataclass(frozen=True)
@@ -79,47 +148,39 @@ class Aggregate:
     ranked: bool  # False where its pairs are not those of the rows with the most: not to be ranked against these
 
 
-def compare(ours: CellSummary, other: CellSummary) -> Gain | None:
-    """`ours` - `other`, paired over the seeds both have; a teacher is one run and the same for every seed.
-
-    None where a cell is unfinished (the runs still to come may differ from those that are done) or no seed is common.
-    """
-    if not (ours.last.complete and other.last.complete):
-        return None
-    table = _paired(ours, other)
-    if not len(table):
-        return None
-    difference = score((table[:, 0] - table[:, 1]).tolist(), len(table))
-    if difference.std is None:
-        return Gain(difference.mean, 1, None, 1.0)
-    against_teacher = "teacher" in (ours.cell.role, other.cell.role)
-    how = f"{'t against one teacher run' if against_teacher else 'paired t'}, {difference.n} seeds"
-    error = difference.std / math.sqrt(difference.n)
-    half = _quantile(difference.n - 1) * error
-    interval = Interval(difference.mean - half, difference.mean + half, LEVEL, how)
-    if error:
-        p = float(2 * stdtr(difference.n - 1, -abs(difference.mean) / error))
-    else:  # equal differences: ties where they are 0, else as separate as can be
-        p = 1.0 if difference.mean == 0 else 0.0
-    return Gain(difference.mean, difference.n, interval, p)
-
-
-def gains(results: Results) -> dict[int, Gain]:
-    """Gain over the Student row of the same pair, by position in Results.cells; cells that have none are left out."""
-    students = _by_column(results, "student")
-    found = {}
+def designs(results: Results) -> dict[tuple[str, str], Design]:
+    """The design of each pair."""
+    columns: dict[tuple[str, str], dict[int, dict[int, float]]] = {pair: {} for pair in results.pairs}
     for i, summary in enumerate(results.cells):
-        student = students.get(summary.column)
-        if student and summary.cell.role != "student" and (gain := compare(summary, student)):
-            found[i] = gain
+        if summary.cell.role != "teacher" and len(runs := summary.by_seed()) > 1:
+            columns[summary.column][i] = runs
+    found = {}
+    for pair, rows in columns.items():
+        seeds = sorted(set().union(*rows.values()))
+        values = np.array([[runs.get(seed, math.nan) for seed in seeds] for runs in rows.values()])
+        found[pair] = Design(tuple(results.cells[i] for i in rows), blocks.fit(values) if rows else None)
     return found
 
 
-def gain(results: Results, label: str, pair: tuple[str, str]) -> Gain | None:
-    """Gain of the row `label` over the Student row on `pair`; None where there is none. For all of them: `gains`."""
-    ours = next((s for s in results.cells if s.cell.label == label and s.column == pair), None)
-    student = _by_column(results, "student").get(pair)
-    return compare(ours, student) if ours and student else None
+def gains(results: Results) -> dict[int, Gain]:
+    """Gain over the Student row of the same pair, by position in Results.cells; cells that have none are left out.
+
+    The methods of a pair are held against the Student row at once, so their intervals are Dunnett's. The pair's Teacher
+    row is held against it by itself.
+    """
+    students, fitted = _by_column(results, "student"), designs(results)
+    found = {}
+    for i, summary in enumerate(results.cells):
+        student = students.get(summary.column)
+        if student and summary.cell.role != "student":
+            found[i] = fitted[summary.column].compare(summary, student)
+    found = {i: gain for i, gain in found.items() if gain}
+    methods = [i for i, gain in found.items() if gain.error is not None and results.cells[i].cell.role == "method"]
+    family = Counter(results.cells[i].column for i in methods)
+    for i in methods:
+        width = blocks.dunnett(family[results.cells[i].column], found[i].freedom, LEVEL)
+        found[i] = replace(found[i], width=width)
+    return found
 
 
 def aggregate(results: Results) -> list[Aggregate]:
@@ -133,8 +194,8 @@ def aggregate(results: Results) -> list[Aggregate]:
         paired = {}
         for summary in line:
             student = students.get(summary.column)
-            if student and compare(summary, student):
-                paired[summary.column] = _paired(summary, student)
+            if student and summary.last.complete and student.last.complete and len(both := _paired(summary, student)):
+                paired[summary.column] = both
         if paired:
             rows.append(_aggregate(line[0], paired, teachers, bootstrap, len(results.pairs)))
     sets = Counter(frozenset(row.pairs) for row in rows)
@@ -244,19 +305,23 @@ def _by_column(results: Results, role: str) -> dict[tuple[str, str], CellSummary
 
 
 def _paired(ours: CellSummary, other: CellSummary) -> np.ndarray:
-    """(n, 2) last-epoch accuracies by common seed, in the order of the seeds; a teacher's is repeated."""
+    """(n, 2) last-epoch accuracies by common seed, in the order of the seeds."""
     mine, theirs = ours.by_seed(), other.by_seed()
-    if ours.cell.role == "teacher":
-        mine = dict.fromkeys(theirs, ours.last.mean)
-    if other.cell.role == "teacher":
-        theirs = dict.fromkeys(mine, other.last.mean)
     return np.array([(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]).reshape(-1, 2)
 
 
 @cache
-def _quantile(freedom: int) -> float:
+def _quantile(freedom: float) -> float:
     """Two-sided quantile of Student's t at LEVEL."""
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def _seeds(n: int) -> str:
+    return "one seed" if n == 1 else f"{n} seeds"
+
+
+def _freedom(n: float) -> str:
+    return "1 degree of freedom" if n == 1 else f"{n:.3g} degrees of freedom"
 
 
 def _pairs(n: int) -> str:

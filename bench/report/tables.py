@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from bench.cells import STATES, TableSpec
+from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
 from bench.report.markup import Line, Note, Table, Text
 from bench.report.ranking import BOLD_RULE, UNSEPARATED_RULE, Ranking
@@ -67,7 +68,7 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
         columns=results.pairs,
         sections=rows,
-        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(ranking)),
+        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(results, ranking)),
     )
 
 
@@ -264,7 +265,7 @@ def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:
             yield f"{run.state}: {reason}", run.run_id
 
 
-def _legend(ranking: Ranking) -> Iterable[Note]:
+def _legend(results: Results, ranking: Ranking) -> Iterable[Note]:
     """The rules, and only those that this table uses."""
     yield Note("", NUMBERS_RULE)
     if not ranking.seeds:
@@ -273,7 +274,22 @@ def _legend(ranking: Ranking) -> Iterable[Note]:
     yield Note("", BOLD_RULE)
     tested = sum(seeds > 1 for seeds in ranking.seeds.values())
     if tested:
-        yield Note(UNSEPARATED, UNSEPARATED_RULE)
+        yield Note(UNSEPARATED, f"{UNSEPARATED_RULE}{_freedom(ranking)}.")
+    for i in sorted(ranking.wild):
+        cell = results.cells[i].cell
+        yield Note(
+            "",
+            f"{clean(cell.label)} on {cell.teacher} → {cell.student}: its seeds scatter more than {WILD**0.5:g} times "
+            "as much as the other rows', so its error is its own and not pooled with theirs.",
+        )
     if untested := len(ranking.seeds) - tested:
         where = f" on {untested} of {len(ranking.seeds)} pairs" if tested else ""
         yield Note("", f"One seed a cell{where}: nothing can be separated, bold is only the larger number.")
+
+
+def _freedom(ranking: Ranking) -> str:
+    """What the pooled errors are estimated from."""
+    found = sorted(set(ranking.freedom.values()))
+    if not found:
+        return ""
+    return f" ({found[0]}{f' to {found[-1]}' if len(found) > 1 else ''} degrees of freedom)"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -65,7 +66,8 @@ def test_confirmed_where_every_interval_is_on_the_claimed_side(claims):
     verdict = the_only(both(KD=KD, RKD=RKD), claims({}))
     assert (verdict.verdict, verdict.why) == ("confirmed", "Of 2 pairs: confirmed on 2.")
     assert verdict.evidence == [
-        f"{name}: KD 71.50 ± 0.10, RKD 70.50 ± 0.10, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds"
+        f"{name}: KD 71.50 ± 0.10, RKD 70.50 ± 0.10, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds, "
+        "2 degrees of freedom"
         for name in NAMES
     ]
 
@@ -73,8 +75,10 @@ def test_confirmed_where_every_interval_is_on_the_claimed_side(claims):
 def test_refuted_by_one_pair(claims):
     verdict = the_only(both(KD=[KD, RKD], RKD=[RKD, KD]), claims({}))
     assert (verdict.verdict, verdict.why) == ("refuted", "Of 2 pairs: confirmed on 1, refuted on 1.")
+    # Either pair could have refuted it: t(2) at 1 - 0.05 / 4 is 6.205, and 6.205 * 0.1 / sqrt(3) = 0.358.
     assert verdict.evidence[1] == (
-        "wrn_40_2-wrn_16_2: KD 70.50 ± 0.10, RKD 71.50 ± 0.10, difference −1.00, 95 % interval [−1.25, −0.75], 3 seeds"
+        "wrn_40_2-wrn_16_2: KD 70.50 ± 0.10, RKD 71.50 ± 0.10, difference −1.00, 95 % interval of 2 at once "
+        "[−1.36, −0.64], 3 seeds, 2 degrees of freedom"
     )
 
 
@@ -129,7 +133,9 @@ def test_a_refutation_by_any_of_several_comparisons_takes_more(claims):
     two_pairs, one_pair = verdicts(both(KD=[behind, KD], RKD=[ahead, RKD]), path)
     assert one_pair.verdict == "refuted" and two_pairs.verdict == "undecided"
     assert two_pairs.why == "Of 2 pairs: confirmed on 1, not separated on 1."
-    assert two_pairs.evidence[0].endswith("[−0.93, −0.07], 3 seeds; not at level 1 − 0.05/2")
+    assert two_pairs.evidence[0].endswith(
+        "[−0.93, −0.07], 3 seeds, 2 degrees of freedom; to refute takes level 1 − 0.05/2"
+    )
     # To confirm takes every comparison, so the same interval is enough on both pairs.
     assert the_only(both(KD=ahead, RKD=behind), claims({})).verdict == "confirmed"
 
@@ -138,7 +144,12 @@ def test_a_teacher_is_a_constant_and_a_student_row_is_paired(claims):
     path = claims({"over": ["Teacher"]}, {"over": ["Student"]})
     above_teacher, above_student = verdicts(both(KD=KD, Teacher=(70.5,), Student=RKD), path)
     assert above_teacher.verdict == above_student.verdict == "confirmed"
-    assert above_teacher.evidence[0].endswith("Teacher 70.50, difference +1.00, 95 % interval [+0.75, +1.25], 3 seeds")
+    # Both rows have variance 0.01 over seeds: 1 ± 0.1 / sqrt(3) * t. Of the sum of squares 0.04, the seeds have 0.03
+    # with two degrees of freedom and the error 0.01 with two: 0.04^2 / (0.03^2 / 2 + 0.01^2 / 2) = 3.2; t is 3.07.
+    assert above_teacher.evidence[0].endswith(
+        "Teacher 70.50, difference +1.00, 95 % interval [+0.82, +1.18], 3 seeds against one teacher run, "
+        "3.2 degrees of freedom"
+    )
     assert the_only(both(KD=KD, Teacher=("failed: x",)), claims({"over": ["Teacher"]})).verdict == "undecided"
 
 
@@ -195,14 +206,16 @@ def test_best_of_groups(claims):
 
 
 def test_the_choice_of_a_best_row_takes_more(claims):
-    # p = 0.038 as above: enough for one row, not for the better of two.
-    ahead, behind = (71.6, 71.7, 71.8), (71.0, 71.4, 71.2)
-    verdict = the_only(both(KD=LOW, DKD=ahead, RKD=behind, CRD=LOW), grouped(claims))
+    # p = 0.0345 with the error of all four rows: enough for one row, not for the better of two.
+    ahead, behind = (71.6, 71.7, 71.8), (71.15, 71.55, 71.35)
+    made = both(KD=LOW, DKD=ahead, RKD=behind, CRD=LOW)
+    verdict = the_only(made, grouped(claims))
     assert verdict.verdict == "undecided"
-    assert verdict.evidence[0].endswith("3 seeds; not at level 1 − 0.05/2; 1 of 2 comparisons as claimed")
+    assert "95 % interval of 2 at once [−0.0" in verdict.evidence[0]
+    assert verdict.evidence[0].endswith("; 1 of 2 comparisons as claimed")
     path = claims({"kind": "best", "rows": ["DKD"], "over": ["RKD"]})
-    assert the_only(both(DKD=ahead, RKD=behind), path).verdict == "confirmed"
-    # The other side's best row is a choice as well where it refutes.
+    assert the_only(made, path).verdict == "confirmed"
+    # The other side's best row is a choice as well where it refutes; here p = 0.047.
     against = both(DKD=behind, RKD=ahead, CRD=LOW)
     for over, verdict in ((["RKD", "CRD"], "undecided"), (["RKD"], "refuted")):
         path = claims({"kind": "best", "rows": ["DKD"], "over": over, "pairs": [NAMES[0]]})
@@ -380,3 +393,31 @@ def test_runs_exactly_as_printed_confirm_the_target_tables_claims():
     own = {name for name, question in QUESTIONS.items() if question.claim.protocol == "streamlined"}
     assert {found[name] for name in own} == {"confirmed"} and len(own) == 10
     assert found["dkd-over-kd"] == found["reviewkd-best-feature"] == found["crd-over-kd"] == "refuted"
+
+
+def drawn(skd: float) -> dict[str, str]:
+    """Verdicts on the full grid with three seeds, drawn around the printed values; SKD so far above the best other."""
+    table = {n.key: n.top1 for n in published.load() if n.source == "StreamLined README, May 2025"}
+    full, draw = grid.expand(grid.load("full")), np.random.default_rng(0)
+    made, seeds = Grid(pairs=full.pairs), {pair: draw.normal(0, 0.15, size=3) for pair in full.pairs}
+    best = {
+        pair: max(top1 for key, top1 in table.items() if key[:2] == pair and key[2] != "skd") for pair in full.pairs
+    }
+    for cell in full.cells:
+        pair, row = (cell.teacher, cell.student), cell.role if cell.role != "method" else cell.method
+        if top1 := best[pair] + skd if row == "skd" else table.get((*pair, row)):
+            values = top1 + seeds[pair] + draw.normal(0, 0.22, size=3)
+            kind = cell.group if cell.role == "method" else cell.role
+            made.add(cell.label, kind, pair, *([top1] if row == "teacher" else values.round(2).tolist()))
+    return {verdict.id: verdict.verdict for verdict in check(collect(made.spec, made.runs))}
+
+
+def test_three_seeds_decide_what_differs_enough():
+    """Others lead SKD by 1.5 points everywhere; SKD leads everywhere; and what the printed values differ by beside."""
+    behind, ahead = drawn(-1.5), drawn(1.5)
+    assert (behind["skd-best"], ahead["skd-best"]) == ("refuted", "confirmed")
+    assert (behind["skd-over-mlkd"], ahead["skd-over-mlkd"]) == ("refuted", "confirmed")
+    for found in (behind, ahead):
+        assert found["distilled-over-student"] == found["clkd-over-student"] == "confirmed"  # by 0.8 points and more
+        assert found["crd-over-kd"] == found["reviewkd-best-feature"] == "refuted"  # by up to 2.7 and 2.2
+        assert found["student-over-clkd"] == "undecided"  # by 0.05 on one pair

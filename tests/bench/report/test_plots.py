@@ -182,12 +182,12 @@ def test_gain_shows_the_paired_mean_and_half_its_interval():
         grid.add("Student", "student", pair, 70.0, 70.0, 70.0)
     grid.add("KD", "logit", PAIRS[0], 71.0, 72.0, 73.0)  # 2 ± 4.303 * 1 / sqrt(3) = 2.48: holds 0
     grid.add("KD", "logit", PAIRS[1], 70.9, 71.0, 71.1)  # 1 ± 0.25
-    grid.add("DKD", "logit", PAIRS[0], 71.0, 72.0, "missing")
+    grid.add("DKD", "logit", PAIRS[0], 71.0, "missing", "missing")
     grid.add("DKD", "logit", PAIRS[1], *["failed: why"] * 3)
     heat, forest, _ = plots.gain(collect(grid.spec, grid.runs)).axes
     texts = {text.get_text(): text.get_weight() for text in heat.texts}
     assert texts == {
-        "+2.00": "normal", "±2.48": "normal", "+1.00": "bold", "±0.25": "normal", "2/3 seeds": "normal",
+        "+2.00": "normal", "±2.48": "normal", "+1.00": "bold", "±0.25": "normal", "1/3 seeds": "normal",
         "✗ failed": "normal",
     }  # fmt: skip
     assert [text.get_text() for text in forest.texts] == ["+1.50"]

@@ -9,21 +9,32 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.report import statistics
 from bench.report.frames import Results, collect
-from bench.report.statistics import Aggregate, Bootstrap, Interval, aggregate, compare, gain, gains
+from bench.report.statistics import Aggregate, Bootstrap, Gain, Interval, aggregate, designs, gains
 from tests.bench.report.report_cases import A, B, Grid, result
 
 C = ("vgg13", "vgg8")
 ONES = [np.ones(3)] * 6
 
 
-def two(a: list, b: list) -> statistics.Gain | None:
+def compare(grid: Grid, ours: str, other: str, pair: tuple[str, str] = A) -> Gain | None:
+    """One row minus another on a pair."""
+    results = collect(grid.spec, grid.runs)
+    cells = {summary.cell.label: summary for summary in results.cells if summary.column == pair}
+    return designs(results)[pair].compare(cells[ours], cells[other])
+
+
+def gain(results: Results, label: str, pair: tuple[str, str]) -> Gain | None:
+    places = [i for i, s in enumerate(results.cells) if (s.cell.label, s.column) == (label, pair)]
+    return gains(results).get(places[0]) if places else None
+
+
+def two(a: list, b: list) -> Gain | None:
     """Row a minus row b on one pair; states as in Grid.add."""
     grid = Grid(pairs=(A,))
     grid.add("a", "logit", A, *a)
     grid.add("b", "logit", A, *b)
-    return compare(*collect(grid.spec, grid.runs).cells)
+    return compare(grid, "a", "b")
 
 
 def rows(grid: Grid) -> dict[str, Aggregate]:
@@ -39,7 +50,7 @@ def test_three_seeds_by_hand():
     found = two([71.4, 71.5, 71.6], [71.0, 71.4, 71.2])
     assert found.mean == pytest.approx(0.3) and found.seeds == 3
     assert (found.interval.low, found.interval.high) == pytest.approx((0.3 - 0.43027, 0.3 + 0.43027), abs=1e-4)
-    assert (found.interval.level, found.interval.how) == (0.95, "paired t, 3 seeds")
+    assert (found.interval.level, found.interval.how) == (0.95, "3 seeds, 2 degrees of freedom")
     assert found.p == pytest.approx(1 - 3 / math.sqrt(11))
 
 
@@ -64,8 +75,8 @@ def test_one_seed_has_no_interval_and_separates_nothing():
 
 def test_equal_differences_are_a_point_and_ties_are_never_separated():
     tie, ahead = two([71.0, 71.2], [71.0, 71.2]), two([70.0, 72.0, 74.0], [69.5, 71.5, 73.5])
-    assert (tie.mean, tie.interval.low, tie.interval.high, tie.p) == (0, 0, 0, 1)
-    assert (ahead.mean, ahead.interval.low, ahead.interval.high, ahead.p) == (0.5, 0.5, 0.5, 0)
+    assert (tie.mean, tie.interval.low, tie.interval.high, tie.p) == pytest.approx((0, 0, 0, 1), abs=1e-6)
+    assert (ahead.mean, ahead.interval.low, ahead.interval.high, ahead.p) == pytest.approx((0.5, 0.5, 0.5, 0), abs=1e-6)
 
 
 def test_only_common_seeds_count():
@@ -85,11 +96,13 @@ def test_a_teacher_is_one_run_for_every_seed():
     grid = Grid(pairs=(A,))
     grid.add("Teacher", "teacher", A, 71.2)
     grid.add("SKD", "ours", A, result(71.4, 3), result(71.5, 4), result(71.6, 5))
-    teacher, skd = collect(grid.spec, grid.runs).cells
     theirs = stats.ttest_1samp(np.array([71.4, 71.5, 71.6]) - 71.2, 0)
-    above, below = compare(skd, teacher), compare(teacher, skd)
+    above, below = compare(grid, "SKD", "Teacher"), compare(grid, "Teacher", "SKD")
     assert (above.interval.low, above.interval.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
-    assert above.p == pytest.approx(theirs.pvalue) and above.interval.how == "t against one teacher run, 3 seeds"
+    assert (
+        above.p == pytest.approx(theirs.pvalue)
+        and above.interval.how == "3 seeds against one teacher run, 2 degrees of freedom"
+    )
     assert (below.mean, below.interval.low) == pytest.approx((-above.mean, -above.interval.high))
 
 
@@ -119,6 +132,40 @@ def test_gains_by_cell_and_by_name_agree():
     assert found[1].mean == pytest.approx(71.2 - 66.3) and found[0].mean == pytest.approx(72.0 - 66.3)
     assert gain(results, "KD", A) == found[1] and gain(results, "Teacher", A) == found[0]
     assert gain(results, "MLKD", A) is gain(results, "KD", B) is gain(results, "RKD", A) is None
+
+
+def test_gains_of_a_pair_are_dunnetts():
+    """All methods against the Student row at once: one multiplier for all, and an error from every row."""
+    made, draw = Grid(pairs=(A,)), np.random.default_rng(0)
+    for label, kind in (
+        ("Student", "student"),
+        ("KD", "logit"),
+        ("DKD", "logit"),
+        ("SDD", "logit"),
+        ("RKD", "feature"),
+    ):
+        made.add(label, kind, A, *(70 + draw.normal(0, 0.2, size=3)).tolist())
+    made.add("Teacher", "teacher", A, 72.0)
+    results = collect(made.spec, made.runs)
+    found = gains(results)
+    halves = {i: (gain.interval.high - gain.interval.low) / 2 / gain.error for i, gain in found.items()}
+    assert found[1].freedom == 8 and found[1].how == "3 seeds, 8 degrees of freedom"
+    # Dunnett's table, two-sided 5 %, 4 treatments and 8 degrees of freedom: 3.02. The teacher is no method: t alone.
+    assert [halves[i] for i in (1, 2, 3, 4)] == pytest.approx([3.02] * 4, abs=0.01)
+    assert halves[5] == pytest.approx(stats.t.ppf(0.975, found[5].freedom))
+
+
+def test_intervals_against_a_teacher_hold_the_truth_as_often_as_they_say():
+    draw, held = np.random.default_rng(2), 0
+    for _ in range(400):
+        seeds = draw.normal(0, 0.3, size=3)
+        made = Grid(pairs=(A,))
+        made.add("Teacher", "teacher", A, 70.0)
+        for i, row in enumerate(70 + seeds + draw.normal(0, 0.2, size=(8, 3))):
+            made.add(f"M{i}", "logit", A, *row.round(2).tolist())
+        interval = compare(made, "M0", "Teacher").interval
+        held += interval.low <= 0 <= interval.high
+    assert 0.93 <= held / 400 <= 0.99
 
 
 def test_without_a_student_row_nothing_is_gained():
@@ -161,7 +208,7 @@ def test_one_pair_is_the_paired_t_interval_of_its_gain():
     grid.add("Student", "student", A, 66.0, 66.3, 66.6)
     grid.add("KD", "logit", A, 71.0, 71.4, 71.2)
     row, single = rows(grid)["KD"], gain(collect(grid.spec, grid.runs), "KD", A)
-    assert (row.interval.low, row.interval.high) == pytest.approx((single.interval.low, single.interval.high))
+    assert (row.interval.low, row.interval.high) == pytest.approx((single.interval.low, single.interval.high), abs=1e-4)
     assert row.interval.how == row.gap_interval.how == "paired t, 3 seeds"
 
 

@@ -38,9 +38,9 @@ def test_golden(written: Path, name: str):
         # apart, so .4/sqrt(2) = .28. KD: 71.2 and deviations -.2 .2 0. MLKD and SKD alike. One run: no ±.
         ("FitNet", A, "68.50 ± 0.50"),
         ("RKD", A, "70.20 ± 0.28 (2/3)¹"),
-        # SKD - KD by seed: .4 .1 .4, mean .3, sd .173, so .3 ± 4.303 * .173/sqrt(3) = .3 ± .43: holds 0.
+        # SKD - KD is .3 and SKD - FitNet 3.0. Six rows, one with two seeds, have 9 degrees of freedom and a pooled
+        # deviation of about .2: with q = 4.76 for five methods, differences up to about .55 are not separated.
         ("KD", A, "71.20 ± 0.20†"),
-        # SKD - MLKD: .3 .2 .1, .2 ± 4.303 * .1/sqrt(3) = .2 ± .248: holds 0; FitNet's 3.0 ± .99 does not.
         ("MLKD", A, "71.30 ± 0.20†"),
         ("SKD", A, "**71.50 ± 0.10**"),
         # On this pair SKD is exactly 1 above MLKD for every seed: separated.
@@ -65,8 +65,10 @@ def test_cells_by_hand(written: Path, label: str, pair: tuple[str, str], expecte
 
 
 def test_the_whole_table_as_it_is_printed():
-    # By hand: Student .4/sqrt(2) = .28; KD and DKD tie at 71.10; SKD - KD is -.5 and .1, far from separated with two
-    # seeds (t is 12.7); KD - RKD is 1.0 for both. On the other pair no two methods are complete: nothing is bold.
+    # By hand: Student .4/sqrt(2) = .28; KD and DKD tie at 71.10. Five rows with two seeds have four degrees of freedom;
+    # half the differences of the seeds, .2 .1 .1 -.1 .4, are .14 in the mean, so the squares of what is left add up to
+    # 2 * .132 and the pooled variance is .066. KD - RKD is 1.0, and takes 5.757 (q for four methods) * .257 / sqrt(2) =
+    # 1.05 even by that. On the other pair no two methods are complete: nothing is bold.
     expected = f"""\
 Top-1 accuracy (%) at the last epoch, mean ± std over seeds (grid hand, protocol streamlined v1).
 
@@ -76,7 +78,7 @@ Top-1 accuracy (%) at the last epoch, mean ± std over seeds (grid hand, protoco
 | Student         |          66.20 ± 0.28 |                     — |
 | *Feature-based* |                       |                       |
 | FitNet          |           68.00 (1/2) |             ✗ failed² |
-| RKD             |          70.10 ± 0.14 |            ⊘ blocked³ |
+| RKD             |         70.10 ± 0.14† |            ⊘ blocked³ |
 | *Logit-based*   |                       |                       |
 | KD              |      **71.10 ± 0.14** |         72.20 ± 0.28§ |
 | DKD             |      **71.10 ± 0.14** |             … running |
@@ -92,7 +94,7 @@ KD on wrn_40_2 → wrn_16_2.
 - Sample standard deviation (ddof 1) over seeds; a single run has none. (2/3): 2 of 3 wanted runs have finished. \
 Only finished runs enter a mean. —: not started. Blank: not in this grid.
 - {BOLD_RULE}
-- † {UNSEPARATED_RULE}
+- † {UNSEPARATED_RULE} (4 degrees of freedom).
 """
     made = every_state().report()
     assert markup.markdown(tables.last_table(made.results, made.ranking)) + "\n" == expected
