@@ -64,7 +64,7 @@ def cost(results: Results) -> Figure | None:
         where = f"measured on {devices[0]}" if devices else ""
     if where:
         figure.suptitle(style.plain(where), fontsize=7.5, color="0.3")
-    what = f"time of the device that a run takes alone ({name})" if alone else f"wall time of a run ({name})"
+    what = f"device time of a run alone ({name})" if alone else f"wall time of a run ({name})"
     style.label_axes(panels, what, "Top-1 at the last epoch (%)")
     handles = [Line2D([], [], label=style.plain(label), **looks[row].point) for row, label in shown.items()]
     if compared:

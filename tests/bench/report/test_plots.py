@@ -208,7 +208,7 @@ def test_cost_joins_what_nothing_cheaper_beats():
     (axes,) = plots.cost(collect(grid.spec, grid.runs)).axes
     steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert steps.get_xydata().tolist() == [[1, 70], [3, 72]]
-    assert axes.get_xlabel() == "time of the device that a run takes alone (minutes)"
+    assert axes.get_xlabel() == "device time of a run alone (minutes)"
 
 
 def test_wall_times_are_not_compared():

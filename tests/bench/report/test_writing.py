@@ -277,7 +277,7 @@ def test_a_protocol_without_published_numbers_says_so_and_subtracts_nothing(tmp_
     grid.write(tmp_path)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "No published numbers exist under protocol sprint" in text
-    assert "standard, standard-480, standard-sd-kd, streamlined, streamlined-revised" in text
+    assert "standard, standard-480, standard-960, standard-sd-kd, streamlined, streamlined-revised" in text
     assert "ImageNet" not in text and published_tables.FAR not in text
     assert "Published under other protocols" in text and "69.34" in text  # shown with its mark, for orientation
     assert not [name for name in pd.read_csv(tmp_path / "table.csv").columns if "difference" in name]
