@@ -63,8 +63,9 @@ def perform(
     """
     folder = store.run_folder(site.out, run.run_id)
     dataset = _dataset(run.data.dataset, run.data.train_images, site.data_root, site.device)
+    file = None
     if run.method == CHECKPOINT:
-        net, curve, timing = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
+        net, curve, timing, file = _evaluate_checkpoint(run, site, dataset, on_batch=lambda: on_step(0, 0, 0))
     else:
         teacher = load_teacher(run.teacher, site.out) if run.teacher else None
         with own_stream(site.device):
@@ -87,6 +88,7 @@ def perform(
         "run_id": run.run_id,
         "config": run.model_dump(mode="json"),
         "metrics": summary(curve),
+        **({"weights_file": file} if file else {}),
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
@@ -117,15 +119,18 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
 
 def _evaluate_checkpoint(
     run: Run, site: Site, dataset: datasets.Dataset, on_batch: Callable[[], None]
-) -> tuple[nn.Module, list[dict[str, Any]], dict[str, float]]:
-    """A checkpoint is a run whose curve has one row: what its weights give on the test set."""
+) -> tuple[nn.Module, list[dict[str, Any]], dict[str, float], dict[str, Any]]:
+    """A checkpoint is a run whose curve has one row: what its weights give on the test set.
+
+    With it comes where in the file they were, and what the file itself says they give, if anything, beside that.
+    """
     started = time.monotonic()
     if site.weights is None or not site.weights.exists():
         raise BadInput(f'weights file "{site.weights}" of {run.run_id} is missing: give the grid its path again')
     if zoo.sha256(site.weights) != run.params["sha256"]:
         raise BadInput(f'weights file "{site.weights}" has changed since the grid was read: run the command again')
     net = zoo.build(run.student, datasets.NUM_CLASSES)
-    zoo.load_weights(net, site.weights)
+    source = zoo.load_weights(net, site.weights)
     metrics = evaluate(net.to(site.device), dataset, on_batch)
     wall_s = round(time.monotonic() - started, 3)
     row = {
@@ -135,7 +140,12 @@ def _evaluate_checkpoint(
         "test_loss": metrics.loss,
         "wall_s": wall_s,
     }
-    return net, [row], {"train_s": 0.0}
+    file = {"read": str(source)}
+    if source.claims:
+        key, top1 = source.claims
+        file["claims"] = {"key": key, "top1": top1, "agrees": not source.disagrees(metrics.top1)}
+        file["said"] = source.compared(metrics.top1)
+    return net, [row], {"train_s": 0.0}, file
 
 
 def _timing(state: State, images: int, devices: float) -> dict[str, float]:

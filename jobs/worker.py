@@ -94,6 +94,8 @@ def _attempt(
             _say(f"{damage}: set aside, starting again")
             store.set_aside(folder.last)
             result = perform()
+        if file := result.get("weights_file"):
+            _say(f"{site.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")
         _say(f"done: {_headline(result)}")
         return DONE, _headline(result)
     except Stopped:
@@ -158,7 +160,9 @@ def _place(site: experiment.Site) -> dict[str, Any]:
 
 
 def _headline(result: dict[str, Any]) -> str:
-    return f"top-1 {result['metrics']['top1_last']:.2f}"
+    file = result.get("weights_file") or {}
+    but = f" ({file['said']})" if file.get("claims", {}).get("agrees") is False else ""
+    return f"top-1 {result['metrics']['top1_last']:.2f}{but}"
 
 
 def _fail(folder: store.RunFolder, error: Exception) -> str:

@@ -24,6 +24,7 @@ from zoo.matching import COUNTER, Fit, describe, distinct, fits_of, is_plain, mi
 from zoo.outputs import Net
 
 DEEPEST = 4  # how many keys lead to a set of weights at most
+NEAR = 0.5  # points of accuracy between what a file claims and what it gives that other devices and rounding explain
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,22 @@ class Source:
     def __str__(self) -> str:
         taken = f"weights under {self.part}" if self.part else "a plain state dict"
         return taken + (f", without {some(list(self.left_out))}" if self.left_out else "")
+
+    def compared(self, top1: float) -> str:
+        """What the file claims beside the `top1` it gives, in percent; "" where it claims nothing."""
+        if self.claims is None:
+            return ""
+        key, claimed = self.claims
+        line = f"its file says {key} {claimed:.2f}, it gives {top1:.2f}"
+        if abs(claimed - top1) <= NEAR:
+            return line
+        why = "the best of another epoch, other" if "best" in key.lower() else "other"
+        off = f"{abs(claimed - top1):.2f} {'less' if top1 < claimed else 'more'}"
+        return f"{line}, {off}: {why} weights, data or normalisation"
+
+    def disagrees(self, top1: float) -> bool:
+        """Whether the file claims another accuracy than the `top1` it gives."""
+        return self.claims is not None and abs(self.claims[1] - top1) > NEAR
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:

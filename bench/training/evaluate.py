@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = parse_device(args.device)
         net = zoo.build(args.arch)
-        zoo.load_weights(net, args.weights)
+        source = zoo.load_weights(net, args.weights)
         datasets.prepare(cifar100, args.data)
         dataset = datasets.load(cifar100, args.data, device)
     except zoo.BadInput as error:
@@ -78,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"{args.arch}: top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  "
         f"({len(dataset.test_labels):,} test images)"
     )
+    if source.part or source.left_out:
+        print(f"read: {source}")
+    print(source.compared(metrics.top1) or "its file states no accuracy to compare with")
     return 0
 
 
