@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import paths
 from bench.datasets import NUM_CLASSES, TRAIN_IMAGES
 from bench.run import Data, seed_for
 from bench.training import embedded
@@ -75,7 +76,8 @@ def load(data: Data, root: Path | None, device: torch.device) -> Dataset:
 
 def cifar100_root(root: Path | None) -> Path:
     """The folder that holds `cifar-100-python/`: --data, else $CIFAR100_ROOT, else ./data."""
-    folder = root or Path(os.environ.get(ROOT_VARIABLE) or "data")
+    said = os.environ.get(ROOT_VARIABLE)
+    folder = root or (paths.expand(said, ROOT_VARIABLE) if said else Path("data"))
     return folder.parent if folder.name == CIFAR100_FOLDER else folder
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
+from bench import paths
 from bench.commandline import Parser, refuse
 from bench.run import Data
 from bench.training import data as datasets
@@ -54,10 +54,10 @@ def evaluate(net: nn.Module, dataset: datasets.Dataset, on_batch: Callable[[], N
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.evaluate", description=__doc__)
     parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
-    parser.add_argument("--weights", required=True, type=Path, help="checkpoint file")
+    parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file")
     parser.add_argument(
         "--data",
-        type=Path,
+        type=paths.option,
         help=f"folder that holds {datasets.CIFAR100_FOLDER}/ "
         f"(default: ${datasets.ROOT_VARIABLE}, else ./data, downloaded if missing)",
     )
