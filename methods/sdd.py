@@ -57,7 +57,8 @@ class SDD(Method):
     warm-up 20 with dkd, where the paper says 30, and none with kd. The paper sums over regions, the code averages.
 
     StreamLined's copy lists the 4x4 cells before the whole map and still takes the first region for the whole, so its
-    weights compare regions to the upper left sixteenth of the image. That is not repeated here.
+    weights compare regions to the upper left sixteenth of the image. That is not repeated here. It also counts the
+    warm-up from 0 (as its DKD does, see there); here, as in mdistiller, it is counted from 1.
     """
 
     name = "sdd"
