@@ -26,7 +26,7 @@ COUNTERS = (COUNTER, "total_ops", "total_params", "n_averaged")
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 # Other names of one and the same layer. The classifier is the one linear layer that there is; the shortcut of a basic
 # block that changes shape is a 1x1 convolution and a BatchNorm whatever its name (kuangliu/pytorch-cifar).
-HEADS = ("fc", "linear", "classifier", "head", "head.fc", "last_linear", "output", "logits")
+HEADS = ("fc", "linear", "classifier", "classifier.0", "head", "head.fc", "last_linear", "output", "logits")
 SHORTCUTS = ("downsample", "shortcut")
 TRUNK = "backbone."  # mmpretrain: all but the classifier stands behind it
 # Modules that distillation and its trainers hang beside a network, which computes without them.
@@ -71,12 +71,12 @@ def _spellings(state: Mapping[str, Tensor]) -> list[dict[str, str]]:
 
 def _renames(own: Mapping[str, Tensor]) -> list[Callable[[str], str]]:
     """Ways to spell the network's own names, the usual one first."""
-    head = next((key.removesuffix(".weight") for key in own if key in ("fc.weight", "classifier.weight")), None)
-    heads = sorted(HEADS, key=lambda name: name != head) if head else [None]
+    head = next(key.removesuffix(".weight") for key, value in own.items() if value.ndim == 2)
+    heads = sorted({*HEADS, head}, key=lambda name: (name != head, name))
     shortcuts = SHORTCUTS if any(".downsample." in key for key in own) else SHORTCUTS[:1]
 
-    def rename(key: str, head_name: str | None, shortcut: str, trunk: str) -> str:
-        if head and key.startswith(head + "."):
+    def rename(key: str, head_name: str, shortcut: str, trunk: str) -> str:
+        if key.startswith(head + "."):
             return f"{head_name}{key.removeprefix(head)}"
         return trunk + key.replace(".downsample.", f".{shortcut}.")
 

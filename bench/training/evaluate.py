@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     net.to(device, memory_format=memory_format(device))
     metrics = evaluate(net, dataset)
     print(
-        f"{args.arch}: top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  "
+        f"{net.arch}: top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  "
         f"({len(dataset.test_labels):,} test images)"
     )
     if source.part or source.left_out:

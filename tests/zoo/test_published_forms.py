@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+import zoo.checkpoints
 
 ARCH = "resnet8"
 
@@ -338,3 +339,17 @@ def test_parts_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["a", "b/c"]
     assert extract.main([str(path), "b/d", "x"]) == 2 and 'did you mean "b/c"' in capsys.readouterr().err
     assert extract.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("claims", "top1", "disagrees", "said"),
+    [
+        (("acc", 73.44), 73.42, False, "its file says acc 73.44, it gives 73.42"),
+        (("acc", 73.44), 71.0, True, "it gives 71.00, 2.44 less: other weights, data or normalisation"),
+        (("best_acc", 70.0), 71.0, True, "1.00 more: the best of another epoch, other weights"),
+        (None, 71.0, False, ""),
+    ],
+)
+def test_a_claim_beside_what_the_weights_give(claims: Any, top1: float, disagrees: bool, said: str) -> None:
+    source = zoo.checkpoints.Source("", (), claims)
+    assert source.disagrees(top1) == disagrees and said in source.compared(top1) and bool(said) == bool(claims)
