@@ -24,6 +24,7 @@ from zoo.matching import COUNTER, Fit, describe, distinct, fits_of, is_plain, mi
 from zoo.outputs import Net
 
 DEEPEST = 4  # how many keys lead to a set of weights at most
+LONGEST = 20  # of a list, such as (state dict, epoch), how much is looked at
 NEAR = 0.5  # points of accuracy between what a file claims and what it gives that other devices and rounding explain
 
 
@@ -144,9 +145,9 @@ def _is_map(value: Any) -> bool:
 
 def _parts(path: str | os.PathLike[str], content: Any = None) -> dict[str, dict[str, Tensor]]:
     content = formats.read(path) if content is None else content
-    if isinstance(content, Tensor | list | tuple | str | int | float):
-        raise BadInput(f"{path} holds a {describe(content)}, not a state dict: save one with {SAVE}")
     parts = dict(_walk(content, ()))
+    if not parts and not isinstance(content, Mapping | Inert):
+        raise BadInput(f"{path} holds a {describe(content)}, not a state dict: save one with {SAVE}")
     # A loose tensor beside the weights, such as RepDistiller's accuracy, is no set of weights.
     large = {part: state for part, state in parts.items() if len(state) > 1} or parts
     if not large:
@@ -166,12 +167,15 @@ def _walk(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Te
             yield "/".join(keys), module
             return
         value = value.state
+    if isinstance(value, list | tuple):
+        loose = enumerate(value[:LONGEST])  # without the tensors, which have no names there
+        value = {str(position): inner for position, inner in loose if not isinstance(inner, Tensor)}
     if not _is_map(value) or len(keys) > DEEPEST or "param_groups" in value:
         return
     if own := formats.tensors(value):
         yield "/".join(keys), own
     for key, inner in value.items():
-        if isinstance(key, str) and (_is_map(inner) or isinstance(inner, Inert)):
+        if isinstance(key, str) and isinstance(inner, Mapping | list | tuple | Inert):
             yield from _walk(inner, (*keys, key))
 
 

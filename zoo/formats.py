@@ -29,7 +29,7 @@ SAVE = "torch.save(net.state_dict(), NEW)"
 # What a file has no honest reason to name. The stand-ins would keep it from running; a person should know all the same.
 HOSTILE = re.compile(
     r"(os|posix|nt|sys|subprocess|shutil|socket|pty|runpy|importlib|ctypes|webbrowser|code|commands|timeit|pdb)(\.|$)"
-    r"|builtins\.(eval|exec|compile|open|input|__import__|breakpoint|getattr|setattr|delattr|globals|vars|memoryview)$"
+    r"|builtins\.(eval|exec|compile|open|input|__import__|breakpoint)$"
 )
 # First bytes of files that are often given in the place of weights, and what to do about each.
 STRANGERS = {
@@ -55,9 +55,13 @@ class Inert:
     def __init__(self, *given: Any, **named: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:  # versions of torch's reader that fill any mapping
+        self.state[key] = value
+
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict | None):
-            state = {**(state[0] or {}), **(state[1] or {})}  # an object with slots
+        pair = isinstance(state, tuple) and len(state) == 2
+        if pair and all(isinstance(half, dict | None) for half in state):  # an object with slots
+            state = {**(state[0] or {}), **(state[1] or {})}
         self.state = state
 
 

@@ -129,7 +129,11 @@ def distinct(fits: Iterator[Fit]) -> list[Fit]:
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(one[key], other[key]) for key in one if not key.endswith(COUNTER))
+    return all(
+        one[key].dtype == other[key].dtype and torch.equal(one[key], other[key])
+        for key in one
+        if not key.endswith(COUNTER)
+    )
 
 
 def describe(value: Any) -> str:

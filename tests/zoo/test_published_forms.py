@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import functools
 import gzip
 import importlib
 import pathlib
+import random
 import shlex
 import sys
 import types
@@ -152,6 +154,10 @@ LOADED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "a teacher beside it": lambda s: s | behind("teacher.", state(seed=9)),
     "an enumeration and a function beside it": lambda s: {"model": s, "loss": nn.functional.cross_entropy,
                                                            "when": collections.Counter("a"), "kind": type},
+    "a tuple of weights and epoch": lambda s: (s, 3),
+    "random states and other objects": lambda s: {"model": s, "rng": np.random.default_rng(0),
+        "old": np.random.get_state(), "python": random.getstate(), "cpu": torch.get_rng_state(),
+        "names": np.array(["a"]), "odd": np.array([1, "a"], dtype=object), "when": datetime.datetime(2024, 1, 1)},
     "a defaultdict of curves": lambda s: {"net": s, "log": collections.defaultdict(list, acc=[1.0, 2.0])},
 }  # fmt: skip
 
