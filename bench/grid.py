@@ -65,6 +65,8 @@ def parse_seeds(text: str) -> list[int]:
 
 def _seeds_as_written(value: Any) -> Any:
     """In a file a text means what --seeds makes of it."""
+    if value is None:
+        raise ValueError("give a count (3), a list ([0, 1, 2]) or a range (0-2)")
     if not isinstance(value, str):
         return value
     try:

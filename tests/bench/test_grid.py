@@ -115,6 +115,7 @@ def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters
         ({"seeds": 0}, "seeds"),
         ({"seeds": True}, "seeds"),
         ({"seeds": "three"}, '"seeds": give a count .3., a list .0,1,2; .* or a range'),
+        ({"seeds": None}, '"seeds": give a count .3., a list'),
         ({"seeds": -1}, '"seeds": input should be greater than 0'),
         ({"methods": ["kd", "kd"]}, "twice"),
         ({"methods": ["kd", {"method": "kd", "label": "again"}]}, "same run twice, as .KD. .*again"),
