@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import paths
 from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
 from jobs import claims
 from zoo.errors import BadInput
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_SLOTS = 1024
 MOST_MINUTES = 60 * 24 * 366
+# More runs, or more seeds than anybody gives a count of, are asked about: --seeds 42 for the one seed 42 is 3,281 runs.
+MOST_RUNS, MOST_SEEDS = 1000, 20
 PRECISION = "fp32"
 
 
@@ -47,19 +50,22 @@ def parser() -> Parser:
         nargs="+",
         action="extend",
         default=[],
-        help="cells to run, e.g. method=kd,student=resnet8x4 (keys: method, teacher, student, seed; "
+        help="cells to run, e.g. method=kd,dkd,student=resnet8x4 (keys: method, teacher, student, seed; "
         "several filters: any may match)",
     )
-    what.add_argument("--seeds", metavar="N|A,B,...", help="a count (3) or the seeds themselves (0,1,2)")
+    what.add_argument(
+        "--seeds", metavar="N|A,B,...", nargs="+", help="a count (3), or several seeds themselves (0,1,2 or 0-2)"
+    )
+    what.add_argument("--seed", metavar="A,B,...", nargs="+", help="the seed itself (42 is seed 42), or several")
     what.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16"), help=f"part of a run's identity (default: {PRECISION})"
     )
     where = made.add_argument_group("where")
-    where.add_argument("--out", metavar="DIR", type=Path, default=Path("results"), help="default: results")
+    where.add_argument("--out", metavar="DIR", type=paths.option, default=Path("results"), help="default: results")
     where.add_argument(
         "--data",
         metavar="DIR",
-        type=Path,
+        type=paths.option,
         help="folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, downloaded if missing)",
     )
     where.add_argument("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda or cuda:N")
@@ -100,6 +106,7 @@ def parser() -> Parser:
     how.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their checkpoints")
     how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
     how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
+    how.add_argument("--yes", action="store_true", help=f"do not ask before more than {MOST_RUNS:,} runs")
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
     instead = made.add_mutually_exclusive_group()
     instead.add_argument(
@@ -110,7 +117,7 @@ def parser() -> Parser:
     instead.add_argument(
         "--compare",
         metavar="DIR",
-        type=Path,
+        type=paths.option,
         help="put --out beside another results folder, cell by cell, from files only; writes compare.md",
     )
     instead.add_argument("--cancel", action="store_true", help="end the SLURM jobs that were submitted for --out")
@@ -150,6 +157,7 @@ def _main(args: argparse.Namespace) -> int:
     plan = plans.make(_grid(args), args.out, args.only)
     if args.dry_run:
         return _dry_run(args, plan)
+    _confirm(args, plan)
     from jobs import drive
 
     return (drive.submit if slurm else drive.execute)(plan, _request(args))
@@ -260,9 +268,37 @@ def _grid(args: argparse.Namespace):
     return grids.expand(
         grids.load("full" if args.grid is None else args.grid),
         protocol=args.protocol,
-        seeds=None if args.seeds is None else grids.parse_seeds(args.seeds),
+        seeds=_seeds(args),
         precision=args.precision or PRECISION,
     )
+
+
+def _seeds(args: argparse.Namespace) -> list[int] | None:
+    """The seeds of --seeds, where one number is a count, or of --seed, where it is the seed."""
+    from bench import grid as grids
+
+    if args.seeds is not None and args.seed is not None:
+        raise BadInput("--seeds and --seed are two ways to say one thing: give one of them")
+    given = args.seeds or args.seed
+    if given is None:
+        return None
+    text = ",".join(part.strip(",") for part in given) if len(given) > 1 else given[0]
+    return grids.parse_seeds(f"{text}," if args.seed is not None and text.isdigit() else text)
+
+
+def _confirm(args: argparse.Namespace, plan: Plan) -> None:
+    """Ask, before they start, about more runs than a person is likely to mean; refuse where nobody can answer."""
+    runs, seeds = len(plan.to_do), len({plan.grid.runs[run_id].seed for run_id in plan.to_do})
+    if args.yes or (runs <= MOST_RUNS and seeds <= MOST_SEEDS):
+        return
+    what = f"{runs:,} runs to do, with {seeds:,} seeds"
+    count = args.seeds[0] if args.seeds and len(args.seeds) == 1 and args.seeds[0].isdigit() else None
+    hint = f"--seeds {count} is a count, the one seed {count} is --seed {count}; " if count else ""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        if input(f"{what} ({hint}see them with --dry-run). Start them? [y/N] ").strip().lower() in ("y", "yes"):
+            return
+        raise BadInput(f"{what}: not started")
+    raise BadInput(f"{what}: {hint}--yes starts them, --dry-run shows them")
 
 
 def _outline(args: argparse.Namespace):
@@ -271,7 +307,7 @@ def _outline(args: argparse.Namespace):
 
     kept = states.read_kept(args.out) if args.grid is None else None
     if kept:
-        for name in ("protocol", "seeds", "precision"):
+        for name in ("protocol", "seeds", "seed", "precision"):
             if getattr(args, name) is not None:
                 raise BadInput(f"--{name} needs --grid: without it the plan kept in --out is shown as it is")
         return kept

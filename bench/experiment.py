@@ -100,7 +100,14 @@ class _Writer(Hooks):
         _write(self.job, self.site, student, state.curve, _timing(state, self.images, self.site))
 
 
-def _write(job: Job, site: Site, net: nn.Module, curve: list[dict[str, Any]], timing: dict[str, float | None]) -> None:
+def _write(
+    job: Job,
+    site: Site,
+    net: nn.Module,
+    curve: list[dict[str, Any]],
+    timing: dict[str, float | None],
+    file: dict[str, Any] | None = None,
+) -> None:
     run, folder = job.run, _folder(job, site)
     job.listener.before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
@@ -109,6 +116,7 @@ def _write(job: Job, site: Site, net: nn.Module, curve: list[dict[str, Any]], ti
         "run_id": run.run_id,
         "config": run.model_dump(mode="json"),
         "metrics": summary(curve, run.data.validation),
+        **({"weights_file": file} if file else {}),
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
@@ -152,21 +160,29 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
 
 
 def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> None:
-    """A checkpoint is a run whose curve has one row: what its weights give on the test set."""
+    """A checkpoint is a run whose curve has one row: what its weights give on the test set.
+
+    With it comes where in the file they were, and what the file itself says they give, if anything, beside that.
+    """
     run, weights, started = job.run, job.weights, time.monotonic()
     if weights is None or not weights.exists():
         raise BadInput(f'weights file "{weights}" of {run.run_id} is missing: give the grid its path again')
     if zoo.sha256(weights) != run.params["sha256"]:
         raise BadInput(f'weights file "{weights}" has changed since the grid was read: run the command again')
     net = zoo.build(run.student, NUM_CLASSES)
-    zoo.load_weights(net, weights)
+    source = zoo.load_weights(net, weights)
     metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
         "epoch": 0,
         **metrics.columns("test"),
         "wall_s": round(time.monotonic() - started, 3),
     }
-    _write(job, site, net, [row], {"train_s": 0.0})
+    file = {"read": str(source)}
+    if source.claims:
+        key, top1 = source.claims
+        file["claims"] = {"key": key, "top1": top1, "agrees": not source.disagrees(metrics.top1)}
+        file["said"] = source.compared(metrics.top1)
+    _write(job, site, net, [row], {"train_s": 0.0}, file)
 
 
 def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:

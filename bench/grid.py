@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 import methods
 import zoo
+from bench import paths, store, yamlio
 from bench import protocol as protocols
-from bench import store, yamlio
 from bench.cells import Cell
 from bench.cost import cost_flop
 from bench.datasets import NUM_CLASSES, train_size
@@ -26,16 +26,17 @@ from bench.run import Precision, Run, Teacher, canonical_json
 from bench.store import KEPT
 from methods import Settings, check
 from zoo.errors import BadInput, choose
+from zoo.pairs import split_pair
 
 FOLDER = Path(__file__).parent / "grids"
 
 
 class PairEntry(Settings):
-    """A pair whose teacher's weights come from a file; environment variables in the path are filled in."""
+    """A pair by its two names; with `teacher_weights` its teacher is not trained, its weights come from that file."""
 
     teacher: str
     student: str
-    teacher_weights: str
+    teacher_weights: str | None = None
 
 
 class RowEntry(Settings):
@@ -50,15 +51,45 @@ class RowEntry(Settings):
     params: dict[str, Any] = {}
 
 
+def parse_seeds(text: str) -> list[int]:
+    """`--seeds 3` is the seeds 0, 1, 2; `0,4` and `7,` are these seeds, `1-3` is 1, 2, 3."""
+    text = re.sub(r"\s*([,-])\s*", r"\1", text.strip())
+    if re.fullmatch(r"\d{1,4}", text) and int(text) > 0:
+        return list(range(int(text)))
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*,?", text) and "," in text:
+        return [int(part) for part in text.strip(",").split(",")]
+    if (ends := re.fullmatch(r"(\d{1,4})-(\d{1,4})", text)) and int(ends[1]) <= int(ends[2]):
+        return list(range(int(ends[1]), int(ends[2]) + 1))
+    raise BadInput(f'--seeds "{text}": give a count (3), a list (0,1,2; a single seed as 7,) or a range (0-2)')
+
+
+def _seeds_as_written(value: Any) -> Any:
+    """In a file a text means what --seeds makes of it."""
+    if value is None:
+        raise ValueError("give a count (3), a list ([0, 1, 2]) or a range (0-2)")
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_seeds(value)
+    except BadInput as error:
+        raise ValueError(str(error).removeprefix("--seeds ").replace(f'"{value}": ', "", 1)) from None
+
+
+def _list_as_written(value: Any) -> Any:
+    """A text with commas means a list of its parts."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) and value != "all" else value
+
+
 class GridFile(Settings):
     """A grid as written."""
 
     name: str
     about: str
     protocol: str
-    pairs: list[str | PairEntry]
-    methods: Literal["all"] | list[str | RowEntry]
-    seeds: PositiveInt | list[NonNegativeInt]  # a count (0, 1, ...) or the seeds themselves
+    pairs: Annotated[list[str | PairEntry], BeforeValidator(_list_as_written)]
+    methods: Annotated[Literal["all"] | list[str | RowEntry], BeforeValidator(_list_as_written)]
+    # A count (0, 1, ...) or the seeds themselves, or a text that --seeds takes.
+    seeds: Annotated[PositiveInt | list[NonNegativeInt], BeforeValidator(_seeds_as_written)]
     teacher_seed: NonNegativeInt = Field(default=0)
 
 
@@ -80,18 +111,20 @@ def names() -> list[str]:
 
 
 def load(name: str) -> GridFile:
-    """A grid by name or by the path of a YAML file."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('grid', name, names())}.yaml"
-    return check(GridFile, yamlio.read(path, "grid"), f'grid "{path.name}"')
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`--seeds 3` is the seeds 0, 1, 2; `--seeds 0,4` and `--seeds 7,` are these seeds."""
-    if re.fullmatch(r"\d{1,4}", text) and int(text) > 0:
-        return list(range(int(text)))
-    if re.fullmatch(r"\d{1,9}(,\d{1,9})*,?", text) and "," in text:
-        return [int(part) for part in text.strip(",").split(",")]
-    raise BadInput(f'--seeds "{text}": give a count (3) or a list (0,1,2; a single seed as 7,)')
+    """A grid by name or by the path of a YAML file; paths in it start from its folder."""
+    path = yamlio.find(name, "grid", FOLDER)
+    grid = check(GridFile, yamlio.read(path, "grid"), f'grid "{path.name}"')
+    folder = path.parent.absolute()
+    pairs = [
+        pair.model_copy(update={"teacher_weights": str(_weights_file(pair.teacher_weights, folder))})
+        if isinstance(pair, PairEntry) and pair.teacher_weights is not None
+        else pair
+        for pair in grid.pairs
+    ]
+    recipe = grid.protocol
+    if paths.is_file_name(recipe):
+        recipe = str(yamlio.find(recipe, "protocol", protocols.FOLDER, folder))
+    return grid.model_copy(update={"pairs": pairs, "protocol": recipe})
 
 
 def expand(
@@ -160,8 +193,8 @@ def _seeds(seeds: int | list[int]) -> list[int]:
 def _rows(grid: GridFile) -> list[RowEntry]:
     entries = methods.names() if grid.methods == "all" else grid.methods
     rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
-    for row in rows:
-        choose(f'method in grid "{grid.name}"', row.method, methods.names())
+    names = [choose(f'method in grid "{grid.name}"', row.method, methods.names()) for row in rows]
+    rows = [row.model_copy(update={"method": name}) for row, name in zip(rows, names, strict=True)]
     # The Student row is what every gain is measured from: it comes first and is never left out.
     baseline = [row for row in rows if not methods.get(row.method).uses_teacher] or [RowEntry(method="vanilla")]
     return baseline + [row for row in rows if methods.get(row.method).uses_teacher] if rows else []
@@ -214,32 +247,27 @@ def _teacher(
     pair: str | PairEntry, recipe: protocols.Protocol, seed: int, precision: Precision
 ) -> tuple[Run, str, Path | None]:
     """The teacher's run, the student's architecture, and the teacher's file of weights if it has one."""
+    known = zoo.architectures()
     if isinstance(pair, str):
-        teacher, dash, student = pair.partition("-")
-        if not dash:
-            raise BadInput(f'pair "{pair}": write teacher-student, for example resnet56-resnet20')
+        teacher, student = split_pair(pair, known)
     else:
-        teacher, student = pair.teacher, pair.student
-    for arch in (teacher, student):
-        choose("architecture", arch, zoo.architectures())
-    if isinstance(pair, str):
+        teacher, student = (choose("architecture", arch, known) for arch in (pair.teacher, pair.student))
+    if isinstance(pair, str) or pair.teacher_weights is None:
         return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
-    file = _expand_path(pair.teacher_weights)
+    file = _weights_file(pair.teacher_weights)
     zoo.load_weights(zoo.build(teacher), file)  # a wrong file is refused before anything starts
     return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
 
 
-def _expand_path(text: str) -> Path:
-    missing = [name for name in re.findall(r"\$\{?(\w+)\}?", text) if name not in os.environ]
-    if missing:
+def _weights_file(text: str, folder: Path | None = None) -> Path:
+    file = paths.expand(text, "teacher_weights", folder).resolve()
+    here = paths.expand(text, "teacher_weights")
+    if folder and not file.exists() and here.exists():
         raise BadInput(
-            f'teacher_weights "{text}": the environment variable {missing[0]} is not set: '
-            f"export {missing[0]}=DIR, the folder of the published checkpoints"
+            f'teacher_weights "{text}" is not in {folder}: a path in a file starts from the file\'s own folder; write'
+            f" {os.path.relpath(here, folder)}"
         )
-    try:
-        return Path(os.path.expandvars(text)).expanduser().resolve()
-    except (ValueError, RuntimeError) as error:
-        raise BadInput(f'teacher_weights "{text!r}": {error}; give the path of a file') from None
+    return file
 
 
 def _check_fit(run: Run) -> None:

@@ -16,6 +16,7 @@ from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from methods import Settings, check
 from zoo.errors import BadInput, choose
+from zoo.pairs import split_pair
 
 FOLDER = Path(__file__).parent / "protocols"
 CHECKPOINT = "checkpoint"  # the method name of a run that takes its weights from a file
@@ -53,7 +54,7 @@ def names() -> list[str]:
 @cache
 def load(name: str) -> Protocol:
     """A protocol by name or by the path of a YAML file; `extends: NAME` inside it starts from another one."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('protocol', name, names())}.yaml"
+    path = yamlio.find(name, "protocol", FOLDER)
     values = _read(path, seen=())
     protocol = check(Protocol, values, f'protocol "{path.name}"')
     if path.parent == FOLDER and protocol.name != path.stem:
@@ -62,13 +63,39 @@ def load(name: str) -> Protocol:
         raise BadInput(
             f'protocol file "{path}" calls itself "{protocol.name}", which comes with the project: rename it'
         )
-    for method in protocol.methods:
-        choose(f'method in protocol "{protocol.name}"', method, methods.names())
-    for arch, changes in protocol.networks.items():
-        where = f'protocol "{protocol.name}", networks'
-        choose(f"architecture in {where}", arch, zoo.architectures())
-        check(Train, {**protocol.train.model_dump(), **changes}, f"{where}, {arch}")
+    protocol = protocol.model_copy(update={"methods": _by_own_names(protocol), "networks": _networks(protocol)})
     return protocol
+
+
+def _networks(protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """The settings of architectures by the names that runs have; what is nobody's, or no setting, is refused."""
+    found: dict[str, dict[str, Any]] = {}
+    where = f'protocol "{protocol.name}", networks'
+    for written, changes in protocol.networks.items():
+        arch = choose(f"architecture in {where}", written, zoo.architectures())
+        check(Train, {**protocol.train.model_dump(), **changes}, f"{where}, {arch}")
+        if arch in found:
+            raise BadInput(f"{where}: {arch} is given twice; remove one")
+        found[arch] = changes
+    return found
+
+
+def _by_own_names(protocol: Protocol) -> dict[str, MethodRecipe]:
+    """The recipes by the names that runs have, whatever the file's spelling; what is nobody's is refused."""
+    recipes: dict[str, MethodRecipe] = {}
+    for written, recipe in protocol.methods.items():
+        where = f'protocol "{protocol.name}"'
+        method = choose(f"method in {where}", written, methods.names())
+        pairs: dict[str, dict[str, Any]] = {}
+        for text, params in recipe.pairs.items():
+            pair = "-".join(split_pair(text, zoo.architectures()))
+            if pair in pairs:
+                raise BadInput(f'{where}, method "{method}": the pair {pair} is given twice; remove one')
+            pairs[pair] = params
+        if method in recipes:
+            raise BadInput(f'{where}: the method "{method}" is given twice; remove one')
+        recipes[method] = recipe.model_copy(update={"pairs": pairs})
+    return recipes
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -78,7 +105,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
-    return _merge(_read(FOLDER / f"{choose('protocol', base, names())}.yaml", (*seen, path)), values)
+    if not isinstance(base, str):
+        raise BadInput(f'protocol file "{path}": extends {base!r}: give the name of a protocol or the path of its file')
+    return _merge(_read(yamlio.find(base, "protocol", FOLDER, path.parent.absolute()), (*seen, path)), values)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +135,8 @@ def resolve(
     `as_teacher` trains `student` by the protocol's settings for teachers.
     """
     cls = methods.get(method)
+    method = cls.name
+    student = choose("architecture", student, zoo.architectures())
     recipe = protocol.methods.get(method, MethodRecipe())
     pair = f"{teacher.arch}-{student}" if teacher else student
     where = f'protocol "{protocol.name}", method "{method}", pair {pair}'

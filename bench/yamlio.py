@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from zoo.errors import BadInput
+from bench import paths
+from zoo.errors import BadInput, choose
+
+MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,14 +29,21 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # Here, as written: later on the keys of merged mappings (<<: *base) stand beside those that replace them.
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'"{key}" is given twice', key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a mapping, and YAML read here has names for keys", key.start_mark
+                )
+            if key.tag == MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'"{key.value}" is given twice', key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
@@ -42,6 +53,22 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
+
+
+def find(name: str, kind: str, folder: Path, base: Path | None = None) -> Path:
+    """The file that a name stands for: a path to a YAML file, or one of those in `folder` that come with the project.
+
+    `base` is the folder of the file that says the name: paths start there.
+    """
+    if not paths.is_file_name(name):
+        return folder / f"{choose(kind, name, [path.stem for path in folder.glob('*.yaml')])}.yaml"
+    path = paths.expand(name, kind, base)
+    if base and not path.exists() and paths.expand(name, kind).exists():
+        raise BadInput(
+            f'{kind} "{name}" is not in {base}: a path in a file starts from the file\'s own folder; write'
+            f" {os.path.relpath(paths.expand(name, kind), base)}"
+        )
+    return path
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:

@@ -207,31 +207,40 @@ def select(outline: Outline, only: Iterable[str]) -> set[str]:
                 "student": cell.student,
                 "seed": str(outline.runs[run_id].seed),
             }
-            if not filters or any(all(facts[key] == value for key, value in wanted.items()) for wanted in filters):
+            if not filters or any(all(facts[key] in values for key, values in wanted.items()) for wanted in filters):
                 chosen.add(run_id)
     if not chosen:
         raise BadInput(f'--only {" ".join(only)}: no run of grid "{outline.grid}" matches; drop a condition')
     return chosen
 
 
-def _parse_filter(text: str, outline: Outline) -> dict[str, str]:
-    wanted = {}
-    for condition in text.split(","):
-        key, equals, value = condition.strip().partition("=")
-        if not equals:
+def _parse_filter(text: str, outline: Outline) -> dict[str, set[str]]:
+    """Conditions like "method=kd,dkd,student=resnet20": of each key the values of which one must be a run's."""
+    wanted: dict[str, set[str]] = {}
+    key = ""
+    for part in text.split(","):
+        name, equals, value = (side.strip() for side in part.partition("="))
+        if equals:
+            key = choose("key of --only", name, ONLY_KEYS)
+            if key in wanted:
+                raise BadInput(f'--only "{text}": {key} is given twice; for several values write {key}=A,B')
+        else:
+            value = name
+        if not key:
             raise BadInput(f'--only "{text}": write conditions as key=value, for example method=kd,student=resnet20')
-        choose("key of --only", key, ONLY_KEYS)
-        if key in wanted:
-            raise BadInput(f'--only "{text}": {key} is given twice; a run has one, so give two filters')
-        if (key, value) == ("method", "vanilla"):
-            value = "student"
-        known = _values(key, outline)
-        if key == "method" and value not in known:
-            import methods  # slow, and only to tell a method that this grid leaves out from a misspelt one
-
-            known.update(methods.names())
-        wanted[key] = choose(f"{key} of --only", value, known)
+        wanted.setdefault(key, set()).add(_known_value(key, value, outline))
     return wanted
+
+
+def _known_value(key: str, value: str, outline: Outline) -> str:
+    if key == "method" and value.lower() == "vanilla":
+        value = "student"
+    known = _values(key, outline)
+    if key == "method" and value not in known:
+        import methods  # slow, and only to tell a method that this grid leaves out from a misspelt one
+
+        known.update(methods.names())
+    return choose(f"{key} of --only", value, known)
 
 
 def _values(key: str, outline: Outline) -> set[str]:

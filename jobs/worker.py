@@ -141,6 +141,8 @@ class Try(experiment.Listener):
         store.set_aside(self.folder.last)
 
     def finished(self, result: dict[str, Any]) -> None:
+        if file := result.get("weights_file"):
+            self._try_to_say(f"{self.job.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")
         self._try_to_say(f"done: {_headline(result)}")
         self.end(DONE, _headline(result))
 
@@ -182,7 +184,9 @@ class Try(experiment.Listener):
 
 
 def _headline(result: dict[str, Any]) -> str:
-    return f"top-1 {result['metrics']['top1_last']:.2f}"
+    file = result.get("weights_file") or {}
+    but = f" ({file['said']})" if file.get("claims", {}).get("agrees") is False else ""
+    return f"top-1 {result['metrics']['top1_last']:.2f}{but}"
 
 
 def _not_written(folder: store.RunFolder, error: OSError) -> str:

@@ -49,6 +49,9 @@ class DKD(Method):
     Published: CE 1, alpha 1, T 4, warm-up 20, beta per pair (mdistiller `configs/cifar100/dkd`). `logit_clamp` is
     StreamLined's addition (`Distiller/DKD.py`): both networks' logits are cut to +-clamp before the decoupled terms,
     not before the cross entropy.
+
+    StreamLined counts the warm-up from 0: its first epoch has no distillation at all, and each epoch up to the 20th has
+    a twentieth less of it than here. Not copied: mdistiller, where the numbers of DKD come from, counts from 1.
     """
 
     name = "dkd"

@@ -62,7 +62,8 @@ class SDD(Method):
     last map of mobilenetv2 is 2 x 2, so scale 4 has each of its cells four times: so have the published numbers.
 
     StreamLined's copy lists the 4x4 cells before the whole map and still takes the first region for the whole, so its
-    weights compare regions to the upper left sixteenth of the image. That is not repeated here.
+    weights compare regions to the upper left sixteenth of the image. That is not repeated here. It also counts the
+    warm-up from 0 (as its DKD does, see there); here, as in mdistiller, it is counted from 1.
     """
 
     name = "sdd"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zoo.errors import BadInput, choose
+from zoo.errors import BadInput, unknown
 
 
 class Settings(BaseModel):
@@ -46,10 +46,8 @@ def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     place = ".".join(written) or "value"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        try:
-            choose("key", written[-1], owner.model_fields)
-        except BadInput as unknown:
-            return str(unknown).replace(f'"{written[-1]}"', f'"{place}"', 1) + more
+        refusal = unknown("key", written[-1], owner.model_fields)
+        return str(refusal).replace(f'"{written[-1]}"', f'"{place}"', 1) + more
     if fault["type"] == "missing":
         return f'"{place}" is missing: add it{more}'
     given = fault["input"]
@@ -93,7 +91,9 @@ def _has_forms(annotation: Any) -> bool:
 
 
 def _is_form(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("str", "int", "float", "none") or "[" in part)
+    return isinstance(part, str) and (
+        part in ("str", "int", "float", "none") or "[" in part or part.startswith("constrained-")
+    )
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -23,7 +23,9 @@ import torch
 import reproduce
 import zoo
 from bench import store
+from jobs import plan as plans
 from tests import tiny
+from zoo.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "reproduce.py")]
@@ -331,6 +333,49 @@ def test_bad_arguments_get_one_line_and_exit_2(tmp_path, capsys, arguments, says
     refused(capsys, tmp_path, says, *given, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "seeds"),
+    [
+        (["--seed", "42"], [42]),
+        (["--seed", "4,2"], [4, 2]),
+        (["--seeds", "2"], [0, 1]),
+        (["--seeds", "0", "1", "2"], [0, 1, 2]),
+        (["--seeds", "0,", "1"], [0, 1]),
+        (["--seeds", "1-3"], [1, 2, 3]),
+        ([], None),
+    ],
+)
+def test_seeds_of_the_command_line(arguments, seeds):
+    assert reproduce._seeds(reproduce.parser().parse_args(arguments)) == seeds
+
+
+def test_more_runs_than_a_person_means_are_asked_about(tmp_path, capsys, monkeypatch):
+    grid = tiny.write(tmp_path / "grid")
+    many = ["--grid", grid, "--seeds", "42"]
+    says = "126 runs to do, with 42 seeds: --seeds 42 is a count, the one seed 42 is --seed 42; --yes starts them"
+    refused(capsys, tmp_path, says, *many)
+    refused(capsys, tmp_path, "two ways to say one thing", *many, "--seed", "1")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    asked = []
+    for answer, starts in (("", False), ("no", False), ("y", True), ("YES", True)):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: asked.append(question) or answer)
+        args = reproduce.parser().parse_args(["--seeds", "42"])
+        plan = plans.make(reproduce._grid(reproduce.parser().parse_args(list(map(str, many)))), tmp_path / "out")
+        if starts:
+            reproduce._confirm(args, plan)
+        else:
+            with pytest.raises(BadInput, match="not started"):
+                reproduce._confirm(args, plan)
+    assert len(asked) == 4 and all("126 runs to do" in question for question in asked)
+    reproduce._confirm(reproduce.parser().parse_args(["--seeds", "42", "--yes"]), plan)
+
+
+def test_the_whole_table_with_five_seeds_is_not_asked_about(tmp_path):
+    args = reproduce.parser().parse_args(["--seeds", "5"])
+    reproduce._confirm(args, plans.make(reproduce._grid(args), tmp_path))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_is_said(tmp_path, capsys):
     refused(capsys, tmp_path, "no GPUs found", "--grid", tiny.write(tmp_path / "grid"), "--device", "cuda")
@@ -413,7 +458,7 @@ def test_truncated_result_is_set_aside_and_done_again(undisturbed, grid, tmp_pat
 
 def test_output_into_a_closed_pipe(undisturbed, grid):
     """`reproduce.py --dry-run | head -1` ends without a traceback."""
-    code = "from bench import calibration; calibration.CALIBRATION_S = 0; import reproduce; reproduce.main()"
+    code = "from bench.measure import calibration; calibration.CALIBRATION_S = 0; import reproduce; reproduce.main()"
     process = subprocess.run(
         f"{sys.executable} -c '{code}' --grid full --dry-run | head -1",
         shell=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -11,10 +12,29 @@ class BadInput(ValueError):
 
 
 def choose(kind: str, name: object, options: Iterable[str]) -> str:
-    """Return `name` if it is one of `options`; else raise BadInput with the nearest one and the whole list."""
+    """The one of `options` that `name` means: itself, or as papers print it (WRN-40-2, ResNet32x4, "KD").
+
+    Raises BadInput with the nearest one and the whole list. Go on with what is returned, not with what was given.
+    """
     known = sorted(options)
     if isinstance(name, str) and name in known:
         return name
+    same = [option for option in known if bare(option) == bare(str(name))]
+    if isinstance(name, str) and len(same) == 1:
+        return same[0]
+    raise unknown(kind, name, known)
+
+
+def unknown(kind: str, name: object, options: Iterable[str]) -> BadInput:
+    """The error that says a name is none of `options`, with the nearest one and the whole list."""
+    known = sorted(options)
+    spelt = {bare(option): option for option in reversed(known)}
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    near = near or [spelt[found] for found in difflib.get_close_matches(bare(str(name)), spelt, n=1, cutoff=0.6)]
     hint = f'did you mean "{near[0]}"? ' if near else ""
-    raise BadInput(f'unknown {kind} "{name}": {hint}choose from {", ".join(known)}')
+    return BadInput(f'unknown {kind} "{name}": {hint}choose from {", ".join(known)}')
+
+
+def bare(name: str) -> str:
+    """A name without what people spell differently: capitals, blanks, hyphens, underscores, the sign of times."""
+    return re.sub(r"[\W_]", "", name.replace("×", "x")).lower()

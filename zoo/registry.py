@@ -44,7 +44,7 @@ def build(arch: str, num_classes: int = 100) -> Net:
 
     Raises BadInput for an unknown name or a number of classes below 1.
     """
-    choose("architecture", arch, ARCHITECTURES)
+    arch = choose("architecture", arch, ARCHITECTURES)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise BadInput(f"num_classes {num_classes!r} is not a number of classes: give an integer from 1 up")
     net = ARCHITECTURES[arch](num_classes=num_classes)

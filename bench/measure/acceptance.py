@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import methods
 import zoo
-from bench import protocol
+from bench import paths, protocol
 from bench.commandline import Parser, refuse
 from bench.provenance import device_name
 from bench.run import Data, Run, Teacher
@@ -205,8 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = Parser(prog="python -m bench.acceptance", description=__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--data", type=Path, metavar="DIR", help=f"default: ${datasets.ROOT_VARIABLE}, else ./data")
-    parser.add_argument("--weights", type=Path, metavar="DIR", default=os.environ.get(WEIGHTS_VARIABLE),
+    parser.add_argument(
+        "--data", type=paths.option, metavar="DIR", help=f"default: ${datasets.ROOT_VARIABLE}, else ./data"
+    )
+    parser.add_argument("--weights", type=paths.option, metavar="DIR", default=os.environ.get(WEIGHTS_VARIABLE),
                         help=f"folder of published checkpoints (default: ${WEIGHTS_VARIABLE})")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME", help="trained for a few steps")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"default: {STEPS}")
@@ -216,8 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     began, failed = time.monotonic(), 0
     try:
         device = parse_device(args.device)
-        for name in args.methods:
-            choose("method", name, methods.names())
+        args.methods = [choose("method", name, methods.names()) for name in args.methods]
         if args.weights:
             _known(args.weights)
         print(f"{device_name(device)}, torch {torch.__version__}, reference {device_name(torch.device('cpu'))}")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from bench import grid as grids
-from bench import store
+from bench import paths, store
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200, help="default: 200")
     parser.add_argument("--slots", type=int, default=2, help="default: 2")
     parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--out", type=Path, help="an empty folder on the disk to be timed (default: a temporary one)")
+    parser.add_argument(
+        "--out", type=paths.option, help="an empty folder on the disk to time (default: a temporary one)"
+    )
     parser.add_argument("--profile", action="store_true", help="say where the time of a worker's runs goes instead")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:

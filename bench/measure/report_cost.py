@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import grid as grids
-from bench import store
+from bench import paths, store
 from bench.commandline import Parser
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m bench.report_cost", description=__doc__)
     parser.add_argument("--seeds", type=int, default=128, help="78 runs each (default: 128, about 10,000 runs)")
     parser.add_argument("--epochs", type=int, default=240, help="rows of a curve (default: 240)")
-    parser.add_argument("--folder", type=Path, help="where to make the temporary folder (default: the system's)")
+    parser.add_argument(
+        "--folder", type=paths.option, help="where the temporary folder is made (default: the system's)"
+    )
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         out = Path(name)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import methods
 import zoo
-from bench import protocol
+from bench import paths, protocol
 from bench.commandline import Parser, refuse
 from bench.datasets import TRAIN_IMAGES
 from bench.measure.ceilings import limits
@@ -39,7 +39,8 @@ from bench.training.capture import captured, own_stream
 from bench.training.devices import autocast, check_precision, parse_device, set_precision
 from bench.training.member import seeded
 from bench.training.trainer import Trainer, results_of
-from zoo.errors import BadInput, choose
+from zoo.errors import BadInput
+from zoo.pairs import split_pair
 
 PAIRS = ("resnet56-resnet20", "wrn_40_2-wrn_16_2")
 WORKERS = 2  # of the plain loop's DataLoader
@@ -268,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--protocol", default="standard", metavar="NAME|FILE")
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder that holds cifar-100-python/ (default: $CIFAR100_ROOT)"
+        "--data", type=paths.option, metavar="DIR", help="folder that holds cifar-100-python/ (default: $CIFAR100_ROOT)"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=40, help="steps of a turn (default: 40)")
@@ -328,9 +329,7 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _run(recipe: protocol.Protocol, pair: str, name: str, precision: Precision) -> Run:
-    teacher, _, student = pair.partition("-")
-    for arch in (teacher, student):
-        choose("architecture", arch, zoo.architectures())
+    teacher, student = split_pair(pair, zoo.architectures())
     if not methods.get(name).uses_teacher:
         raise BadInput(f'method "{name}" has no teacher: bench.speed times distillation')
     random = Teacher(arch=teacher, run_id="random")

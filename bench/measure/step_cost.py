@@ -25,8 +25,9 @@ from bench.run import Run, Teacher
 from bench.training.data import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from bench.training.devices import parse_device
 from bench.training.trainer import Trainer, results_of
-from zoo.errors import BadInput, choose
+from zoo.errors import BadInput
 from zoo.outputs import IMAGE
+from zoo.pairs import split_pair
 
 PAIRS = ("resnet56-resnet20", "resnet32x4-resnet8x4")
 
@@ -92,9 +93,7 @@ def now(device: torch.device) -> float:
 
 def table(recipe: protocol.Protocol, pair: str, names: Sequence[str], device: torch.device, rounds: int) -> str:
     """Milliseconds of a step and of its floor, and their ratio, one method a row."""
-    teacher_arch, _, student = pair.partition("-")
-    for arch in (teacher_arch, student):
-        choose("architecture", arch, zoo.architectures())
+    teacher_arch, student = split_pair(pair, zoo.architectures())
     rows = []
     for name in names:
         teacher = Teacher(arch=teacher_arch, run_id="random") if methods.get(name).uses_teacher else None

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import paths
 from bench.datasets import NUM_CLASSES, check_sizes
 from bench.run import Data, seed_for
-from bench.training import embedded
+from bench.training import cifar, embedded
 from bench.training.augment import apply_weak, draw_weak
 from bench.training.randaugment import apply_strong, draw_strong
 from zoo.errors import BadInput
 
 # Normalisation of RepDistiller, mdistiller and StreamLined (the true statistics differ in the fourth digit).
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-CIFAR100_FOLDER = "cifar-100-python"
+CIFAR100_FOLDER = cifar.FOLDER
 ROOT_VARIABLE = "CIFAR100_ROOT"
 
 
@@ -88,8 +89,9 @@ def load(data: Data, root: Path | None, device: torch.device) -> Dataset:
 
 def cifar100_root(root: Path | None) -> Path:
     """The folder that holds `cifar-100-python/`: --data, else $CIFAR100_ROOT, else ./data."""
-    folder = root or Path(os.environ.get(ROOT_VARIABLE) or "data")
-    return folder.parent if folder.name == CIFAR100_FOLDER else folder
+    said = os.environ.get(ROOT_VARIABLE)
+    folder = root or (paths.expand(said, ROOT_VARIABLE) if said else Path("data"))
+    return folder.parent if folder.name in (CIFAR100_FOLDER, cifar.ARCHIVE) else folder
 
 
 def prepare(data: Data, root: Path | None) -> None:
@@ -98,25 +100,22 @@ def prepare(data: Data, root: Path | None) -> None:
     if data.dataset != "cifar100":
         return
     folder = cifar100_root(root)
-    from torchvision.datasets import CIFAR100
-
-    try:
-        CIFAR100(folder, train=True, download=False)
-        CIFAR100(folder, train=False, download=False)
+    wrong = cifar.make_whole(folder)
+    if wrong is None:
         return
-    except RuntimeError:
-        pass  # torchvision's word for "missing or damaged"
     if root is not None:
         raise BadInput(
-            f'no whole CIFAR-100 in "{folder}" (a file of {CIFAR100_FOLDER}/ is missing or has another MD5): '
-            f"give --data the folder that holds {CIFAR100_FOLDER}/, or leave --data out to download it"
+            f'no whole CIFAR-100 in "{folder}": {wrong}. Give --data the folder that holds {CIFAR100_FOLDER}/ or '
+            f"{cifar.ARCHIVE}, or leave --data out to download it where there is a network"
         )
+    from torchvision.datasets import CIFAR100
+
     try:
         CIFAR100(folder, train=True, download=True)
     except Exception as error:
         raise BadInput(
-            f'CIFAR-100 is not in "{folder}" and cannot be downloaded ({_one_line(error)}): '
-            f"give --data DIR or set {ROOT_VARIABLE} to a folder that holds {CIFAR100_FOLDER}/"
+            f'CIFAR-100 is not in "{folder}" ({wrong}) and cannot be downloaded ({_one_line(error)}): give --data DIR '
+            f"or set {ROOT_VARIABLE} to a folder that holds {CIFAR100_FOLDER}/ or {cifar.ARCHIVE}"
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
+from bench import paths
 from bench.commandline import Parser, refuse
 from bench.run import Data, Run
 from bench.training import data as datasets
@@ -80,10 +80,10 @@ def evaluate(
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.evaluate", description=__doc__)
     parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
-    parser.add_argument("--weights", required=True, type=Path, help="checkpoint file")
+    parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file")
     parser.add_argument(
         "--data",
-        type=Path,
+        type=paths.option,
         help=f"folder that holds {datasets.CIFAR100_FOLDER}/ "
         f"(default: ${datasets.ROOT_VARIABLE}, else ./data, downloaded if missing)",
     )
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = parse_device(args.device)
         net = zoo.build(args.arch)
-        zoo.load_weights(net, args.weights)
+        source = zoo.load_weights(net, args.weights)
         datasets.prepare(cifar100, args.data)
         dataset = datasets.load(cifar100, args.data, device)
     except zoo.BadInput as error:
@@ -101,9 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
     net.to(device, memory_format=memory_format(device))
     metrics = evaluate(net, dataset)
     print(
-        f"{args.arch}: top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  "
+        f"{net.arch}: top-1 {metrics.top1:.2f}  top-5 {metrics.top5:.2f}  loss {metrics.loss:.4f}  "
         f"({len(dataset.test_labels):,} test images)"
     )
+    if source.part or source.left_out:
+        print(f"read: {source}")
+    print(source.compared(metrics.top1) or "its file states no accuracy to compare with")
     return 0
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import store
+from bench import paths, store
 from bench.cells import RunStatus
 from bench.commandline import DONE, INCOMPLETE, Parser, refuse
 from jobs import states
@@ -269,9 +269,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m jobs.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="FOLDER FILE; with --into FILE ...")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help="unpack into a results folder, new or in use")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy results without weights there, and report")
+    parser.add_argument("paths", nargs="+", type=paths.option, metavar="PATH", help="FOLDER FILE; with --into FILE ...")
+    parser.add_argument(
+        "--into", type=paths.option, metavar="FOLDER", help="unpack into a results folder, new or in use"
+    )
+    parser.add_argument(
+        "--keep", type=paths.option, metavar="FOLDER", help="copy results without weights there, and report"
+    )
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...",
                         help="runs of these cells, as in reproduce.py, and their teachers")  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHTS, help="weights.pt of which finished runs (default: teachers)")

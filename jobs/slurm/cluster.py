@@ -142,18 +142,24 @@ def load(name: str | None) -> Cluster:
     """A cluster by name or by the path of a YAML file; None is one GPU, two cores, and the cluster's own defaults."""
     if name is None:
         return Cluster()
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{choose('cluster', name, names())}.yaml"
+    path = yamlio.find(name, "cluster", FOLDER)
     cluster = check(Cluster, yamlio.read(path, "cluster"), f'cluster file "{path.name}"')
     where = f'match in cluster file "{path.name}"'
+    known = {"method": ("method", [*methods.names(), *ROLES, CHECKPOINT])}
+    known |= dict.fromkeys(("teacher", "student"), ("architecture", zoo.architectures()))
+    classes = []
     for entry in cluster.classes:
-        for method in _many(entry.match.method):
-            choose(f"method of {where}", method, [*methods.names(), *ROLES, CHECKPOINT])
-        for arch in [*_many(entry.match.teacher), *_many(entry.match.student)]:
-            choose(f"architecture of {where}", arch, zoo.architectures())
         if not entry.match.model_fields_set:
             raise BadInput(f"{where} is empty: it needs method, teacher or student")
-    return cluster
+        chosen = {}
+        for key, value in entry.match:
+            if value is not None:
+                kind, options = known[key]
+                chosen[key] = [choose(f"{kind} of {where}", name, options) for name in _many(value)]
+        classes.append(entry.model_copy(update={"match": entry.match.model_copy(update=chosen)}))
+    return cluster.model_copy(update={"classes": classes})
 
 
 def _many(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else value or []
+    """The names that a condition gives: one, several with commas between them, or a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value or []

@@ -168,7 +168,9 @@ def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters
         ({"seeds": [0, 0]}, "twice"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": True}, "seeds"),
-        ({"seeds": "3"}, "seeds"),
+        ({"seeds": "three"}, '"seeds": give a count .3., a list .0,1,2; .* or a range'),
+        ({"seeds": None}, '"seeds": give a count .3., a list'),
+        ({"seeds": -1}, '"seeds": input should be greater than 0'),
         ({"methods": ["kd", "kd"]}, "twice"),
         ({"methods": ["kd", {"method": "kd", "label": "again"}]}, "same run twice, as .KD. .*again"),
         ({"methods": [{"method": "kd", "label": "DKD"}]}, 'labels kd "DKD", which is dkd: give another label'),
@@ -179,7 +181,7 @@ def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters
         ({"methods": [{"method": "kd", "label": "Student"}]}, "rows of their own"),
         ({"methods": ["kdd"]}, 'did you mean "kd"'),
         ({"methods": [{"method": "fitnet", "params": {"hint_layer": 7}}]}, "on resnet56-resnet20: hint_layer 7"),
-        ({"methods": "everything"}, "methods"),
+        ({"methods": "everything"}, 'unknown method in grid "g" "everything"'),
         ({"methods": [{"method": "kd", "parms": {}}]}, 'did you mean "params"'),
         ({"pairs": ["resnet56-resnet20", "resnet56-resnet20"]}, "twice"),
         ({"pairs": ["resnet56"]}, "teacher-student"),
@@ -258,3 +260,64 @@ def test_a_memory_larger_than_the_training_set_is_refused_before_anything_starts
     (tmp_path / "tiny.yaml").write_text(tiny.PROTOCOL.replace("negatives: 50", "negatives: 100"))
     with pytest.raises(BadInput, match="negatives 100: only 99 of 100 training images"):
         grids.expand(grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=["crd"]))
+
+
+@pytest.mark.parametrize(
+    ("as_printed", "ours"),
+    [
+        ({"pairs": ["WRN-40-2-WRN-16-2"]}, {"pairs": ["wrn_40_2-wrn_16_2"]}),
+        ({"pairs": ["wrn-40-2-wrn-40-1", "VGG-13 -> VGG-8"]}, {"pairs": ["wrn_40_2-wrn_40_1", "vgg13-vgg8"]}),
+        ({"pairs": "ResNet-56→ResNet-20, VGG13 - VGG8"}, {"pairs": ["resnet56-resnet20", "vgg13-vgg8"]}),
+        ({"pairs": [{"teacher": "ResNet32×4", "student": "ResNet8×4"}]}, {"pairs": ["resnet32x4-resnet8x4"]}),
+        ({"methods": ["KD", {"method": "ReviewKD"}]}, {"methods": ["kd", "reviewkd"]}),
+        ({"methods": "KD, Fit-Net"}, {"methods": ["kd", "fitnet"]}),
+        ({"seeds": "0,1"}, {"seeds": [0, 1]}),
+        ({"seeds": "1-3"}, {"seeds": [1, 2, 3]}),
+        ({"seeds": "3"}, {"seeds": 3}),
+        ({"protocol": "Streamlined Revised"}, {"protocol": "streamlined-revised"}),
+    ],
+)  # fmt: skip
+def test_names_as_papers_print_them_are_the_same_runs(as_printed, ours):
+    made = grids.expand(grid(**as_printed))
+    assert list(made.runs) == list(grids.expand(grid(**ours)).runs)
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("wrn-40-3-wrn-16-2", 'unknown architecture "wrn-40-3": did you mean "wrn_40_2"'),
+        ("resnet56-resnet21", 'unknown architecture "resnet21"'),
+        ("WRN-40-2", "write teacher-student"),
+        ("resnet56 -> resnet20 -> resnet8", "write teacher-student"),
+    ],
+)
+def test_a_pair_that_is_none_is_cut_where_it_was_meant(pair, says):
+    with pytest.raises(BadInput, match=says):
+        grids.expand(grid(pairs=[pair]))
+
+
+def test_paths_in_a_grid_start_from_its_folder(tmp_path, monkeypatch):
+    """Its protocol, what that extends, and weights; `~` and variables are filled in."""
+    home, far = tmp_path / "home", tmp_path / "far"
+    for folder in (home, far):
+        folder.mkdir()
+    torch.save(zoo.build("resnet8").state_dict(), home / "w.pth")
+    (home / "base.yaml").write_text(tiny.PROTOCOL.replace("name: tiny", "name: base"))
+    (home / "p.yaml").write_text("extends: base.yaml\nname: p\n")
+    pair = "{teacher: resnet8, student: resnet8, teacher_weights: 'WEIGHTS'}"
+    text = tiny.GRID.replace("PROTOCOL", "p.yaml").replace("resnet8-resnet8", pair)
+    monkeypatch.chdir(far)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("THERE", "~/")
+    made = {}
+    for weights in ("w.pth", "../home/w.pth", "~/w.pth", "${THERE}w.pth", "$HOME/w.pth"):
+        (home / "grid.yaml").write_text(text.replace("WEIGHTS", weights))
+        for path in ("../home/grid.yaml", "~/grid.yaml"):
+            whole = grids.expand(grids.load(path))
+            assert list(whole.weights.values()) == [home / "w.pth"] and whole.protocol.train.batch == 32
+            made[weights] = list(whole.runs)
+    assert len({tuple(runs) for runs in made.values()}) == 1
+    (far / "here.pth").write_bytes(b"")
+    (home / "grid.yaml").write_text(text.replace("WEIGHTS", "here.pth"))
+    with pytest.raises(BadInput, match=r"starts from the file's own folder; write \.\./far/here.pth"):
+        grids.load("~/grid.yaml")

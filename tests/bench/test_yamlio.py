@@ -56,3 +56,15 @@ def test_missing_folder_and_binary_files(tmp_path):
     ):
         with pytest.raises(BadInput, match=says):
             yamlio.read(path, "grid")
+
+
+def test_merge_keys(tmp_path):
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {d: {<<: *b, z: 4}}\ne: [{<<: [*b, *a]}, {<<: *a, <<: *b}]\n"
+    values = read(tmp_path, text)
+    assert values["b"] == {"x": 1, "y": 3} and values["c"] == {"d": {"x": 1, "y": 3, "z": 4}}
+    assert values["e"][0] == {"x": 1, "y": 3}
+    # an anchor deeper than what merges it, which reads it first
+    nested = "a: {b: {c: &c {<<: &d {x: 1}, x: 2}}}\ne: {<<: *c}\n"
+    assert read(tmp_path, nested)["e"] == {"x": 2} == read(tmp_path, nested)["a"]["b"]["c"]
+    with pytest.raises(BadInput, match='line 2: "x" is given twice'):
+        read(tmp_path, "a: &a {x: 1}\nb: {<<: *a, x: 2, 'x': 3}\n")

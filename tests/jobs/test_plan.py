@@ -109,7 +109,10 @@ def test_only(grid, out):
     assert chosen("method=kd,teacher=resnet20,seed=1") == ["kd-resnet20-resnet8-s1", "vanilla-resnet20-s0"]
     assert chosen("method=student") == chosen("method=vanilla") == ["vanilla-resnet8-s0", "vanilla-resnet8-s1"]
     assert chosen("method=teacher") == ["vanilla-resnet20-s0", "vanilla-wrn_16_2-s0"]
-    assert set(chosen("method=kd", "method=fitnet")) == {*chosen("method=kd"), *chosen("method=fitnet")}
+    both = {*chosen("method=kd"), *chosen("method=fitnet")}
+    assert set(chosen("method=kd", "method=fitnet")) == both == set(chosen("method=kd,fitnet"))
+    assert chosen("method=KD,FitNet,teacher=ResNet-20,WRN-16-2,seed=0,1") == chosen("method=kd,fitnet")
+    assert chosen("seed=1,method=kd,teacher=resnet20") == chosen("method=kd,teacher=resnet20,seed=1")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,8 @@ def test_only(grid, out):
         ("method=kdd", 'did you mean "kd"'),
         ("methods=kd", 'did you mean "method"'),
         ("kd", "key=value"),
+        ("method=kd,dkdd", 'did you mean "dkd"'),
+        ("method=kd,method=dkd", "for several values write method=A,B"),
         ("student=resnet56", "unknown student"),
         ("seed=7", "unknown seed"),
         ("method=dkd", "no run of grid"),

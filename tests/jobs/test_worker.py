@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import zoo
 from bench import experiment, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
@@ -264,3 +266,21 @@ def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
     ended.clear()
     worker.serve(hang, iter(()), answers, hung_s=0.05)
     assert not ended.wait(0.5)  # one that leaves in time is let go
+
+
+@pytest.mark.parametrize(("key", "off", "agrees"), [("acc", 2.0, False), ("best_acc", 0.2, True), (None, 0, None)])
+def test_what_a_checkpoint_claims_is_compared_with_what_it_gives(tmp_path, key, off, agrees):
+    file, measured = tmp_path / "weights.pth", 1.0  # an untrained network is right once in a hundred
+    torch.manual_seed(0)
+    content = {"model": zoo.build("resnet8").state_dict(), **({key: measured + off} if key else {})}
+    torch.save(content, file)
+    run = protocols.checkpoint(tiny.recipe(tmp_path), "resnet8", zoo.sha256(file))
+    site, stop = here(tmp_path / "out")
+    outcome, message = worker.do(run, dataclasses.replace(site, weights=file), stop)
+    folder = store.run_folder(site.out, run.run_id)
+    result = store.read_result(folder)
+    assert outcome == worker.DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
+    said = result["weights_file"]
+    assert said["read"] == "weights under model" and said.get("said", "it states no accuracy") in folder.log.read_text()
+    assert said.get("claims", {}).get("agrees") is agrees
+    assert (f"its file says {key} 3.00, it gives 1." in message) == (agrees is False)

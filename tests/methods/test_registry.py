@@ -45,7 +45,7 @@ def test_table_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("dkdd", "dkd"), ("KD", None), ("fitnets", "fitnet"), ("vanila", "vanilla")]
+    ("wrong", "near"), [("dkdd", "dkd"), ("XYZ", None), ("fitnets", "fitnet"), ("vanila", "vanilla")]
 )
 def test_an_unknown_name_suggests_the_nearest(wrong: str, near: str | None) -> None:
     with pytest.raises(BadInput, match=f'unknown method "{wrong}"') as refusal:
@@ -53,6 +53,11 @@ def test_an_unknown_name_suggests_the_nearest(wrong: str, near: str | None) -> N
     text = str(refusal.value)
     assert "\n" not in text and all(known in text for known in methods.names())
     assert (f'did you mean "{near}"?' in text) if near else True
+
+
+@pytest.mark.parametrize(("printed", "name"), [("KD", "kd"), ("ReviewKD", "reviewkd"), ("SKD-paper", "skd_paper")])
+def test_names_as_papers_print_them(printed: str, name: str) -> None:
+    assert methods.get(printed).name == name
 
 
 def attributes(**changes: Any) -> dict[str, Any]:

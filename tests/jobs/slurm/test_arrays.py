@@ -230,3 +230,11 @@ def test_what_a_limit_leaves_room_for_is_submitted(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="SLURM refuses the job: Job violates"):
         taken[:] = [("9_0",) * 10]  # another folder's
         call()
+
+
+def test_names_in_match_may_be_as_papers_print_them(tmp_path):
+    """And several with commas between them."""
+    path = tmp_path / "c.yaml"
+    path.write_text("classes:\n  - {match: {method: 'KD, ReviewKD', student: ResNet-8x4}, mem_gb: 3}\n")
+    (entry,) = clusters.load(str(path)).classes
+    assert (entry.match.method, entry.match.student) == (["kd", "reviewkd"], ["resnet8x4"])
