@@ -48,7 +48,7 @@ def apply_weak(images: Tensor, draw: WeakDraw, chunk: int | None = None) -> Tens
     check_images(images, len(draw.top))
     draw = WeakDraw(*(field.to(images.device) for field in draw))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    chunk = chunk or CHUNK[images.device.type]
+    chunk = chunk or CHUNK.get(images.device.type, CHUNK["cuda"])
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         out[part] = _crop_and_flip(images[part], *(field[part] for field in draw))

@@ -209,7 +209,7 @@ def apply_strong(images: Tensor, draw: StrongDraw, chunk: int | None = None) -> 
     """
     check_images(images, len(draw.operation))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    chunk = chunk or CHUNK[images.device.type]
+    chunk = chunk or CHUNK.get(images.device.type, CHUNK["cuda"])
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         view = apply_weak(images[part], WeakDraw(*(field[part] for field in draw.weak)))
