@@ -5,7 +5,7 @@ a plain loop in the field's style (`bench.measure.speed`, its loader in the same
 one cohort. Each with its share of an epoch's augmentation. All are taken in turns, and the least of each counts.
 The bound is what FLOP allow: n (teacher + student) / (teacher + n students).
 Memory is the high-water mark of a process that takes steps of the cohort, beside that of its largest member alone and
-what the others have of their own: weights, gradients, momentum, statistics.
+what all have of their own: weights, momentum, statistics.
 """
 
 from __future__ import annotations
@@ -142,14 +142,14 @@ def _peak_mib(runs: list[Run]) -> float:
 
 
 def own_mib(runs: Sequence[Run]) -> float:
-    """What runs hold for themselves between steps: weights and connectors with gradients and momentum, statistics."""
+    """What runs hold for themselves between steps: weights and connectors with momentum, statistics."""
     made = Trainer.of(runs, noise(runs[0].train.batch, CPU), speed.random_teacher(runs[0]))
     counted = 0
     for member in made.members:
         trained = sum(p.numel() * p.element_size() for p in member.trained)
         buffers = [*member.student.buffers(), *member.method.buffers()]
         drifting = [*member.drifting.parameters(), *member.drifting.buffers()] if member.drifting else []
-        counted += 3 * trained + sum(b.numel() * b.element_size() for b in (*buffers, *drifting))
+        counted += 2 * trained + sum(b.numel() * b.element_size() for b in (*buffers, *drifting))
     return counted / 2**20
 
 
