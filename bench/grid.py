@@ -191,7 +191,7 @@ def _seeds(seeds: int | list[int]) -> list[int]:
 
 
 def _rows(grid: GridFile) -> list[RowEntry]:
-    entries = methods.names() if grid.methods == "all" else grid.methods
+    entries = methods.all_names() if grid.methods == "all" else grid.methods
     rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
     names = [choose(f'method in grid "{grid.name}"', row.method, methods.names()) for row in rows]
     rows = [row.model_copy(update={"method": name}) for row, name in zip(rows, names, strict=True)]
