@@ -13,7 +13,7 @@ from methods.standardize import standardized
 from zoo import Outputs
 
 
-def _decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (target, not target), (B, 2), and of the other classes among themselves, (B, C-1).
 
     All in the log domain: the published code takes the logarithm after the softmax, which underflows to an
@@ -34,8 +34,8 @@ def decoupled_losses(
 
     Per sample T^2 * KL(p_t || p_s) = TCKD + (1 - p_t,y) * NCKD.
     """
-    student = _decouple(student_logits, labels, temperature)
-    teacher = _decouple(teacher_logits, labels, temperature)
+    student = decouple(student_logits, labels, temperature)
+    teacher = decouple(teacher_logits, labels, temperature)
     tckd, nckd = (
         kl_div(s, t, reduction="none", log_target=True).sum(dim=1) * temperature**2
         for s, t in zip(student, teacher, strict=True)
