@@ -183,7 +183,7 @@ class Member:
             "train_loss": float(means.sum()),
             **dict(zip(self.term_names, means.tolist(), strict=True)),
             **{f"grad_norm_{name}": pull for name, pull in zip(self.term_names, pulls, strict=False)},
-            **{f"{WATCHED}{name}": float(value) for name, value in self.method.watched().items()},
+            **{f"{WATCHED}{name}": value.item() for name, value in self.method.watched().items()},
             **accuracies,
             "wall_s": round(wall_s, 3),
         }

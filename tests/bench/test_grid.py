@@ -93,7 +93,9 @@ def test_a_row_may_have_parameters_per_pair():
     found = {run.student: run.params for run in made.runs.values() if run.method == "kd"}
     assert [(p["temperature"], p["kd_weight"]) for p in (found["resnet20"], found["vgg8"])] == [(4.0, 2.0), (2.0, 2.0)]
     assert made.cells[-1].label == "KD, kd_weight 2.0, temperature per pair"
-    alone = grids.expand(grid(pairs=pairs[1:], methods=[{"method": "kd", "params": {"kd_weight": 2.0, "temperature": 2.0}}]))
+    alone = grids.expand(
+        grid(pairs=pairs[1:], methods=[{"method": "kd", "params": {"kd_weight": 2.0, "temperature": 2.0}}])
+    )
     assert made.cells[-1].run_ids[0] in alone.runs
 
 
