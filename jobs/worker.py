@@ -33,8 +33,9 @@ from bench.training.trainer import CHECKPOINT_EVERY_S, Stopped
 from jobs import claims
 from jobs.failures import record_failure
 from jobs.meter import Meter, Pulse, place
-from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
+from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_DEVICE, NO_MEMORY, STOPPED
 from methods import check
+from zoo.errors import BadInput
 
 Order = tuple[Run, Path | None]  # a run, and the file of a checkpoint's weights
 Settle = Callable[[Run, str, str], None]  # takes a run, its outcome, and one line
@@ -44,8 +45,8 @@ Work = Callable[[Sequence[Order], threading.Event, Settle], bool]  # `do` somewh
 def do(orders: Sequence[Order], site: experiment.Site, stop: threading.Event, settle: Settle) -> bool:
     """Claim runs, do them together, leave the files of each in order; `settle` hears of each as it ends.
 
-    Never raises for what a run does. False where this process should take no other order: something failed on a GPU,
-    which may have left it unusable.
+    Never raises for what a run does. False where this process should take no other order: the device failed, or
+    something on a GPU did, which may have left it unusable.
     """
     pulse = Pulse()
     tries = [Try(run, weights, settle, pulse, site.out) for run, weights in orders]
@@ -61,7 +62,8 @@ def do(orders: Sequence[Order], site: experiment.Site, stop: threading.Event, se
         for one in ready:
             if one.outcome is None:
                 one.left(error)
-    return site.device.type == "cpu" or not any(one.outcome in (FAILED, CRASHED, NO_MEMORY) for one in tries)
+    unusable = (CRASHED, NO_MEMORY) if site.device.type == "cpu" else (FAILED, CRASHED, NO_MEMORY)
+    return not any(one.outcome in unusable for one in tries)
 
 
 class Try(experiment.Listener):
@@ -269,7 +271,12 @@ def main() -> None:
     parser.add_argument("--hung-s", type=float, default=claims.HUNG_S, help="without a step: it hangs")
     args = parser.parse_args()
     _keep_priority()
-    site = experiment.Site(args.out, parse_device(args.device), args.data, args.checkpoint_every_s, args.per_device)
+    try:
+        device = parse_device(args.device)
+    except BadInput as error:  # not the runs' doing
+        print(error, file=sys.stderr)
+        sys.exit(NO_DEVICE)
+    site = experiment.Site(args.out, device, args.data, args.checkpoint_every_s, args.per_device)
 
     def work(orders: Sequence[Order], stop: threading.Event, settle: Settle) -> bool:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it

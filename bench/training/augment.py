@@ -20,6 +20,8 @@ from zoo.errors import BadInput
 
 PADDING = 4
 FLIP_PROBABILITY = 0.5
+# Images at a time: on a CPU what its cache holds; a GPU waits for the host once a chunk, and has the memory.
+CHUNK = {"cpu": 1000, "cuda": 25_000}
 
 
 class WeakDraw(NamedTuple):
@@ -37,15 +39,16 @@ def draw_weak(n: int, generator: torch.Generator) -> WeakDraw:
     return WeakDraw(top, left, flip)
 
 
-def apply_weak(images: Tensor, draw: WeakDraw, chunk: int = 1000) -> Tensor:
+def apply_weak(images: Tensor, draw: WeakDraw, chunk: int | None = None) -> Tensor:
     """Crop and flip uint8 images (N, C, H, W) as drawn; a new tensor of the same shape on the same device.
 
-    `chunk` images are worked on at a time: it bounds memory, the result does not depend on it. Raises
+    `chunk` images are worked on at a time (default: CHUNK): the result does not depend on it. Raises
     BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
     """
     check_images(images, len(draw.top))
     draw = WeakDraw(*(field.to(images.device) for field in draw))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    chunk = chunk or CHUNK.get(images.device.type, CHUNK["cuda"])
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         out[part] = _crop_and_flip(images[part], *(field[part] for field in draw))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -21,8 +20,9 @@ import zoo
 from bench import experiment, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
+from bench.training import member
 from jobs import claims, meter, worker
-from jobs.outcomes import BLOCKED, CLAIMED, DONE, FAILED, STOPPED
+from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -66,10 +66,10 @@ def here(out: Path, stop: bool = False) -> tuple[experiment.Site, threading.Even
     return experiment.Site(out, torch.device("cpu")), event
 
 
-def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str]:
+def do(run: Run, site: experiment.Site, stop: threading.Event, weights: Path | None = None) -> tuple[str, str]:
     """Outcome and message of one run done by itself."""
     said = []
-    worker.do([(run, None)], site, stop, lambda _, *word: said.append(word))
+    worker.do([(run, weights)], site, stop, lambda _, *word: said.append(word))
     return said[0]
 
 
@@ -115,6 +115,81 @@ def test_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed, meth
     assert do(run, *here(tmp_path))[0] == DONE
     assert essence(tmp_path, run) == essence(undisturbed, run)
     assert sorted(os.listdir(folder.path)) == ["config.json", "log.txt", "result.json", "weights.pt"]
+
+
+def test_a_cohort_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed):
+    """Three runs of one process: what each has in its files goes on, wherever it stands."""
+    runs, chance = [student_run(tmp_path, "kd"), student_run(tmp_path, "fitnet")], random.Random(3)
+    assert do(teacher_run(tmp_path), *here(tmp_path))[0] == DONE
+    together = json.dumps({"runs": [{"run": run.model_dump(mode="json"), "weights": None} for run in runs]}) + "\n"
+    folders = [store.run_folder(tmp_path, run.run_id) for run in runs]
+    for _ in range(3):
+        process = start(tmp_path)
+        process.stdin.write(together)
+        process.stdin.flush()
+        seen = {folder: folder.last.stat().st_mtime_ns if folder.last.exists() else 0 for folder in folders}
+        while process.poll() is None and not all(folder.result.exists() for folder in folders):
+            if any(folder.last.exists() and folder.last.stat().st_mtime_ns != seen[folder] for folder in folders):
+                break
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    said = []
+    site, stop = here(tmp_path)
+    assert worker.do([(run, None) for run in runs], site, stop, lambda run, *word: said.append(word[0]))
+    assert said == [DONE, DONE]
+    for run, folder in zip(runs, folders, strict=True):
+        assert essence(tmp_path, run) == essence(undisturbed, run)
+        assert sorted(os.listdir(folder.path)) == ["config.json", "log.txt", "result.json", "weights.pt"]
+    assert "together with " + runs[1].run_id in folders[0].log.read_text()
+    assert store.read_result(folders[0])["timing"]["together"] > 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), CRASHED),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB"), NO_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), CRASHED),
+        (MemoryError(), NO_MEMORY),
+    ],
+)
+def test_what_fails_the_device_fails_no_run(tmp_path, undisturbed, monkeypatch, error, outcome):
+    """Each of the order is interrupted, none is marked as failed, and the process takes no other order."""
+    runs = [teacher_run(tmp_path), tiny.run(tmp_path, "vanilla", seed=1)]
+    said = []
+    site, stop = here(tmp_path)
+
+    def broken(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(member.Member, "step", broken)
+        again = worker.do([(run, None) for run in runs[:1]], site, stop, lambda run, *word: said.append(word))
+    assert not again and [word[0] for word in said] == [outcome]
+    folder = store.run_folder(tmp_path, runs[0].run_id)
+    assert not folder.error.exists() and not list(folder.path.glob("claim*"))
+    assert "Traceback" in folder.log.read_text()
+    assert do(runs[0], site, stop)[0] == DONE
+    assert essence(tmp_path, runs[0]) == essence(undisturbed, runs[0])
+
+
+def test_a_worker_leaves_after_its_last_word(tmp_path):
+    answered, left = io.StringIO(), threading.Event()
+
+    def work(orders, stop, settle):
+        for run, _ in orders:
+            settle(run, CRASHED, "CUDA error")
+        return False
+
+    def orders():
+        yield from [order(teacher_run(tmp_path))] * 2
+        left.wait(10)
+
+    worker.serve(work, orders(), answered, hung_s=60)
+    left.set()
+    assert [json.loads(line)["outcome"] for line in answered.getvalue().splitlines()] == [CRASHED]
 
 
 def test_end_of_orders_stops_with_a_checkpoint(tmp_path, undisturbed):
@@ -276,10 +351,10 @@ def test_what_a_checkpoint_claims_is_compared_with_what_it_gives(tmp_path, key, 
     torch.save(content, file)
     run = protocols.checkpoint(tiny.recipe(tmp_path), "resnet8", zoo.sha256(file))
     site, stop = here(tmp_path / "out")
-    outcome, message = worker.do(run, dataclasses.replace(site, weights=file), stop)
+    outcome, message = do(run, site, stop, weights=file)
     folder = store.run_folder(site.out, run.run_id)
     result = store.read_result(folder)
-    assert outcome == worker.DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
+    assert outcome == DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
     said = result["weights_file"]
     assert said["read"] == "weights under model" and said.get("said", "it states no accuracy") in folder.log.read_text()
     assert said.get("claims", {}).get("agrees") is agrees
