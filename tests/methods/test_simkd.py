@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_the_deployed_network_is_backbone_projector_and_the_teachers_classifier(
         assert not torch.equal(net(images), logits)
 
 
-def test_it_is_rebuilt_from_what_is_kept() -> None:
+def test_it_is_rebuilt_from_what_is_kept(tmp_path: Path) -> None:
     made, student, _ = made_for("resnet8x4-mobilenetv2")
     net = made.deployed(student)
     images = torch.randn(4, 3, 32, 32)
@@ -163,6 +164,9 @@ def test_it_is_rebuilt_from_what_is_kept() -> None:
     again = Reused.rebuilt("mobilenetv2", state)
     with torch.no_grad():
         assert torch.equal(again(images), net.eval()(images)) and again.arch == "mobilenetv2"
+    torch.save({"model": state}, tmp_path / "weights.pt")
+    with pytest.raises(zoo.BadInput, match="predicts with its teacher's classifier"):
+        zoo.load_weights(zoo.build("mobilenetv2"), tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("pair", ["resnet8-vgg8", "vgg8-resnet8"])
