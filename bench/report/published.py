@@ -25,7 +25,13 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "crd_kd": ("crd", "CRD+KD"), "lskd": ("kd", "KD+LS"), "lskd_dkd": ("dkd", "DKD+LS"),
     "lskd_mlkd": ("mlkd", "MLKD+LS"), "lskd_ctkd": ("ctkd", "CTKD+LS"),
 }  # fmt: skip
-_NAMES = {**{(name, label): name for name, label in LABELS.items()}, **{row: name for name, row in ROWS.items()}}
+# Names in published.csv by the labels of rows, which stand for one thing each.
+NAMES: Mapping[str, str] = {
+    "Teacher": "teacher",
+    "Student": "student",
+    **{label: name for name, label in LABELS.items()},
+    **{label: name for name, (_, label) in ROWS.items()},
+}
 # What a reader must know about a source as a whole; shown wherever its numbers are.
 SOURCE_NOTES: Mapping[str, str] = {
     "Logit Standardization README": (
@@ -79,7 +85,11 @@ class Reference:
 
     def find(self, cell: Cell) -> Published | None:
         """The number for a cell; baselines go by role, as a teacher may be trained or read from a file."""
-        row = _NAMES.get((cell.method, cell.label)) if cell.role == "method" else cell.role
+        row = cell.role
+        if cell.role == "method":
+            row = NAMES.get(cell.label)
+            if row is None or ROWS.get(row, (row,))[0] != cell.method:
+                return None
         return self.numbers.get((cell.teacher, cell.student, row))
 
 
