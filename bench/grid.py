@@ -206,6 +206,7 @@ def _rows(grid: GridFile, recipe: protocols.Protocol) -> list[RowEntry]:
     for entry in methods.all_names() if grid.methods == "all" else grid.methods:
         row = RowEntry(method=entry) if isinstance(entry, str) else entry
         known = (*methods.names(), *(recipe.rows if isinstance(entry, str) else ()))
+        _check_row(entry, grid, recipe)
         name = choose(f'method in grid "{grid.name}"', row.method, known)
         if name in recipe.rows:
             rows.append(RowEntry(**recipe.rows[name].model_dump()))
@@ -215,6 +216,17 @@ def _rows(grid: GridFile, recipe: protocols.Protocol) -> list[RowEntry]:
     # The Student row is what every gain is measured from: it comes first and is never left out.
     baseline = [row for row in rows if not methods.get(row.method).uses_teacher] or [RowEntry(method="vanilla")]
     return baseline + [row for row in rows if methods.get(row.method).uses_teacher] if rows else []
+
+
+def _check_row(entry: str | RowEntry, grid: GridFile, recipe: protocols.Protocol) -> None:
+    """A row of another protocol is not a misspelt method."""
+    if not isinstance(entry, str) or entry in recipe.rows or entry in methods.names():
+        return
+    if elsewhere := [name for name in protocols.names() if entry in protocols.load(name).rows]:
+        raise BadInput(
+            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: choose a protocol that '
+            f"has it ({', '.join(elsewhere)}), or leave the row out"
+        )
 
 
 def _labelled(

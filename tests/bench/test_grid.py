@@ -217,6 +217,11 @@ def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters
             'labels kd "KD.LS", which is a row of protocol "standard": give another label',
         ),
         ({"methods": ["lskd", "lskd"]}, 'the row "KD.LS" .kd. twice'),
+        (
+            {"methods": ["lskd"], "protocol": "streamlined"},
+            'names the row "lskd", which protocol "streamlined" has not: choose .*standard',
+        ),
+        ({"methods": ["at"], "protocol": "streamlined"}, 'protocol "streamlined" has no parameters for method "at"'),
         ({"methods": ["lskdd"]}, 'did you mean "lskd"'),
         ({"methods": [{"method": "kd", "pairs": {"vgg13": {}}}]}, "teacher-student"),
         ({"methods": ["kdd"]}, 'did you mean "kd"'),
