@@ -26,6 +26,7 @@ from bench.training.evaluate import evaluate
 from bench.training.member import State, summary
 from bench.training.trainer import CHECKPOINT_EVERY_S, Entrant, Hooks, train
 from zoo.errors import BadInput
+from zoo.reused import Reused
 
 
 class TeacherNotReady(Exception):
@@ -96,8 +97,8 @@ class _Writer(Hooks):
         self.on_step, self.on_epoch, self.before_write = listener.on_step, listener.on_epoch, listener.before_write
         self.damaged, self.left = listener.damaged, listener.left
 
-    def done(self, student: nn.Module, state: State) -> None:
-        _write(self.job, self.site, student, state.curve, _timing(state, self.images, self.site))
+    def done(self, network: nn.Module, state: State) -> None:
+        _write(self.job, self.site, network, state.curve, _timing(state, self.images, self.site))
 
 
 def _write(
@@ -117,6 +118,7 @@ def _write(
         "config": run.model_dump(mode="json"),
         "metrics": summary(curve, run.data.validation),
         **({"weights_file": file} if file else {}),
+        **({"deployed": _deployed(net)} if isinstance(net, Reused) else {}),
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
@@ -128,6 +130,11 @@ def _write(
     store.write_result(folder.result, result)
     folder.last.unlink(missing_ok=True)
     job.listener.finished(result)
+
+
+def _deployed(net: Reused) -> dict[str, int]:
+    """How large the network is that predicts, where it is not the student alone, and how large that would be."""
+    return {"parameters": net.size, "student_parameters": zoo.count_parameters(net.student)}
 
 
 def _leaving(job: Job, do: Callable[[], Any]) -> Any:

@@ -49,6 +49,11 @@ class RowEntry(Settings):
     method: str
     label: str | None = None
     params: dict[str, Any] = {}
+    pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
+
+    def params_on(self, teacher: str, student: str) -> dict[str, Any]:
+        """What is set on a pair."""
+        return {**self.params, **self.pairs.get(f"{teacher}-{student}", {})}
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -137,7 +142,7 @@ def expand(
     """Resolve a grid into runs and cells. Raises BadInput for an empty grid, a wrong name, or two equal runs."""
     recipe = protocols.load(grid.protocol if protocol is None else protocol)
     wanted_seeds = seeds if seeds is not None else _seeds(grid.seeds)
-    rows = _rows(grid)
+    rows = _rows(grid, recipe)
     for kind, entries in (("pairs", grid.pairs), ("methods", rows), ("seeds", wanted_seeds)):
         if not entries:
             raise BadInput(f'grid "{grid.name}" is empty: `{kind}` names nothing')
@@ -163,7 +168,13 @@ def expand(
             cls = methods.get(row.method)
             given = teacher if cls.uses_teacher else None
             first = protocols.resolve(
-                recipe, row.method, student, wanted_seeds[0], teacher=given, params=row.params, precision=precision
+                recipe,
+                row.method,
+                student,
+                wanted_seeds[0],
+                teacher=given,
+                params=row.params_on(*column),
+                precision=precision,
             )
             _check_fit(first)
             made = first.by_seed(wanted_seeds)
@@ -190,14 +201,32 @@ def _seeds(seeds: int | list[int]) -> list[int]:
     return list(range(seeds)) if isinstance(seeds, int) else seeds
 
 
-def _rows(grid: GridFile) -> list[RowEntry]:
-    entries = methods.names() if grid.methods == "all" else grid.methods
-    rows = [RowEntry(method=entry) if isinstance(entry, str) else entry for entry in entries]
-    names = [choose(f'method in grid "{grid.name}"', row.method, methods.names()) for row in rows]
-    rows = [row.model_copy(update={"method": name}) for row, name in zip(rows, names, strict=True)]
+def _rows(grid: GridFile, recipe: protocols.Protocol) -> list[RowEntry]:
+    rows = []
+    for entry in methods.all_names() if grid.methods == "all" else grid.methods:
+        row = RowEntry(method=entry) if isinstance(entry, str) else entry
+        known = (*methods.names(), *(recipe.rows if isinstance(entry, str) else ()))
+        _check_row(entry, grid, recipe)
+        name = choose(f'method in grid "{grid.name}"', row.method, known)
+        if name in recipe.rows:
+            rows.append(RowEntry(**recipe.rows[name].model_dump()))
+            continue
+        pairs = protocols.by_own_names(row.pairs, f'grid "{grid.name}", {name}')
+        rows.append(row.model_copy(update={"method": name, "pairs": pairs}))
     # The Student row is what every gain is measured from: it comes first and is never left out.
     baseline = [row for row in rows if not methods.get(row.method).uses_teacher] or [RowEntry(method="vanilla")]
     return baseline + [row for row in rows if methods.get(row.method).uses_teacher] if rows else []
+
+
+def _check_row(entry: str | RowEntry, grid: GridFile, recipe: protocols.Protocol) -> None:
+    """A row of another protocol is not a misspelt method."""
+    if not isinstance(entry, str) or entry in recipe.rows or entry in methods.names():
+        return
+    if elsewhere := [name for name in protocols.names() if entry in protocols.load(name).rows]:
+        raise BadInput(
+            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: choose one that has it '
+            f"({', '.join(elsewhere)}), or leave the row out"
+        )
 
 
 def _labelled(
@@ -209,7 +238,13 @@ def _labelled(
     for row in rows:
         cls = methods.get(row.method)
         other = _other_params(row, recipe, pairs)
-        label = row.label or ", ".join([cls.label, *(f"{name} {_value(row.params[name])}" for name in other)])
+        reserved = next((named for named in recipe.rows.values() if named.label == row.label), None)
+        if reserved and reserved.model_dump() != row.model_dump():
+            raise BadInput(
+                f'grid "{grid}" labels {row.method} "{row.label}", which is a row of protocol '
+                f'"{recipe.name}": give another label'
+            )
+        label = row.label or ", ".join([cls.label, *(f"{name} {_said(row, name)}" for name in other)])
         if label == "Teacher" or (label == "Student") != (not cls.uses_teacher):
             raise BadInput(f'grid "{grid}" labels {row.method} "{label}": Teacher and Student are rows of their own')
         if own.get(label, row.method) != row.method:
@@ -228,18 +263,22 @@ def _labelled(
 def _other_params(row: RowEntry, recipe: protocols.Protocol, pairs: list[tuple[str, str]]) -> list[str]:
     """The parameters of a row that are not the protocol's on one of the pairs."""
     other: dict[str, None] = {}
-    for teacher, student in pairs if row.params else ():
+    for teacher, student in pairs if row.params or row.pairs else ():
         given = Teacher(arch=teacher, run_id="") if methods.get(row.method).uses_teacher else None
+        changes = row.params_on(teacher, student)
         mine, usual = (
             protocols.resolve(recipe, row.method, student, 0, teacher=given, params=params).params
-            for params in (row.params, {})
+            for params in (changes, {})
         )
         # What is not given and was added to a method later is not in there.
-        other.update(dict.fromkeys(name for name in row.params if mine.get(name) != usual.get(name)))
+        other.update(dict.fromkeys(name for name in changes if mine.get(name) != usual.get(name)))
     return list(other)
 
 
-def _value(value: Any) -> str:
+def _said(row: RowEntry, name: str) -> str:
+    if any(name in params for params in row.pairs.values()):
+        return "per pair"
+    value = row.params[name]
     return value if isinstance(value, str) else json.dumps(value)
 
 

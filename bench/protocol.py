@@ -31,6 +31,15 @@ class MethodRecipe(Settings):
     data: dict[str, Any] = {}
 
 
+class NamedRow(Settings):
+    """A method with other parameters that the field prints as a row of its own; a grid names it like a method."""
+
+    method: str
+    label: str
+    params: dict[str, Any] = {}
+    pairs: dict[str, dict[str, Any]] = {}
+
+
 class Protocol(Settings):
     """A recipe. Numbers of two protocols are never compared without saying so, hence name and version."""
 
@@ -44,6 +53,7 @@ class Protocol(Settings):
     teachers: dict[str, Any] = {}  # training settings of teachers alone, on top of those
     networks: dict[str, dict[str, Any]] = {}  # "mobilenetv2": training settings of that network, on top of all others
     methods: dict[str, MethodRecipe]
+    rows: dict[str, NamedRow] = {}  # "crd_kd": a row of its own, by the name that grids use
 
 
 def names() -> list[str]:
@@ -63,8 +73,8 @@ def load(name: str) -> Protocol:
         raise BadInput(
             f'protocol file "{path}" calls itself "{protocol.name}", which comes with the project: rename it'
         )
-    protocol = protocol.model_copy(update={"methods": _by_own_names(protocol), "networks": _networks(protocol)})
-    return protocol
+    made = {"methods": _recipes(protocol), "networks": _networks(protocol), "rows": _rows(protocol)}
+    return protocol.model_copy(update=made)
 
 
 def _networks(protocol: Protocol) -> dict[str, dict[str, Any]]:
@@ -80,22 +90,49 @@ def _networks(protocol: Protocol) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _by_own_names(protocol: Protocol) -> dict[str, MethodRecipe]:
+def _recipes(protocol: Protocol) -> dict[str, MethodRecipe]:
     """The recipes by the names that runs have, whatever the file's spelling; what is nobody's is refused."""
     recipes: dict[str, MethodRecipe] = {}
     for written, recipe in protocol.methods.items():
         where = f'protocol "{protocol.name}"'
         method = choose(f"method in {where}", written, methods.names())
-        pairs: dict[str, dict[str, Any]] = {}
-        for text, params in recipe.pairs.items():
-            pair = "-".join(split_pair(text, zoo.architectures()))
-            if pair in pairs:
-                raise BadInput(f'{where}, method "{method}": the pair {pair} is given twice; remove one')
-            pairs[pair] = params
+        pairs = by_own_names(recipe.pairs, f'{where}, method "{method}"')
         if method in recipes:
             raise BadInput(f'{where}: the method "{method}" is given twice; remove one')
         recipes[method] = recipe.model_copy(update={"pairs": pairs})
     return recipes
+
+
+def by_own_names(written: Mapping[str, dict[str, Any]], where: str) -> dict[str, dict[str, Any]]:
+    """Parameters per pair, by the pairs' own names."""
+    pairs: dict[str, dict[str, Any]] = {}
+    for text, params in written.items():
+        pair = "-".join(split_pair(text, zoo.architectures()))
+        if pair in pairs:
+            raise BadInput(f"{where}: the pair {pair} is given twice; remove one")
+        pairs[pair] = params
+    return pairs
+
+
+def _rows(protocol: Protocol) -> dict[str, NamedRow]:
+    """The rows by their names, none of which, and no label of which, is a method's or another row's."""
+    labels = {methods.get(name).label: name for name in methods.names()}
+    for name, row in protocol.rows.items():
+        where = f'protocol "{protocol.name}", rows'
+        if name in methods.names():
+            raise BadInput(f'{where}: "{name}" is a method: give the row another name')
+        if row.label in labels:
+            raise BadInput(f'{where}: {name} has the label "{row.label}" of {labels[row.label]}: give it another')
+        labels[row.label] = name
+    return {
+        name: row.model_copy(
+            update={
+                "method": choose(f'method in protocol "{protocol.name}", rows', row.method, methods.names()),
+                "pairs": by_own_names(row.pairs, f'protocol "{protocol.name}", row "{name}"'),
+            }
+        )
+        for name, row in protocol.rows.items()
+    }
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -148,9 +185,18 @@ def resolve(
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
     check_sizes(data, where)
+    try:
+        checked = check(cls.Params, values, where)
+    except BadInput:
+        if values or method in protocol.methods:
+            raise
+        raise BadInput(
+            f'protocol "{protocol.name}" has no parameters for method "{method}": choose one that has (standard), or '
+            "give all of them as `params` of a row"
+        ) from None
     return Run(
         method=method,
-        params=check(cls.Params, values, where).model_dump(mode="json"),
+        params=checked.model_dump(mode="json"),
         student=student,
         teacher=teacher,
         data=data,

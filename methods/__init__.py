@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from methods.contract import GROUPS, Batch, Method, Progress, TrainSet, get, names, register
+from methods.contract import GROUPS, Batch, Method, Progress, TrainSet, all_names, get, names, register
 from methods.settings import Settings, check
 
 for _module in iter_modules(__path__):
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "Settings",
     "TrainSet",
+    "all_names",
     "check",
     "get",
     "names",

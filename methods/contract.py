@@ -55,6 +55,7 @@ class Method(nn.Module):
         row: place within its block; methods that do not say stand last.
         Params: its parameters, typed and bounded; values come from the protocol, defaults where the class has any.
         uses_teacher: False for training from labels alone.
+        in_all: False leaves it out of grids that say `methods: all`, which are the target table's; others name it.
 
     No `.item()`, no Python branch on a tensor and no data-dependent shape inside `terms`: a step must be capturable.
     """
@@ -64,6 +65,7 @@ class Method(nn.Module):
     group: ClassVar[str]
     row: ClassVar[int] = 1000
     uses_teacher: ClassVar[bool] = True
+    in_all: ClassVar[bool] = True
 
     class Params(Settings):
         """No parameters, unless a method says otherwise."""
@@ -89,6 +91,17 @@ class Method(nn.Module):
         """Mode of the teacher's BatchNorm while distilling; its weights are never trained."""
         return "eval"
 
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """The network that is evaluated, kept and reported: the student itself unless the method adds to it.
+
+        It shares its modules with the student and the method, and gives logits for images.
+        """
+        return student
+
+    def watched(self) -> dict[str, Tensor]:
+        """Scalars of its own state that the curve shows beside the loss terms, one value an epoch."""
+        return {}
+
     def terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Loss terms, each a weighted scalar; their sum is minimised. The same keys at every step."""
         raise TypeError(f"method {self.name} does not define its loss terms")
@@ -113,6 +126,11 @@ def register(cls: type[Method]) -> type[Method]:
 def get(name: str) -> type[Method]:
     """The method class of that name; BadInput with the nearest name otherwise."""
     return _REGISTRY[choose("method", name, _REGISTRY)]
+
+
+def all_names() -> tuple[str, ...]:
+    """The methods that `methods: all` means in a grid, in table order."""
+    return tuple(name for name in names() if _REGISTRY[name].in_all)
 
 
 def names() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
-from methods.settings import Settings
+from methods.kd import WithKD, kd_beside
 from zoo import BadInput, Outputs, shapes
 
 EPSILON = 1e-7  # `eps` of RepDistiller's crd/criterion.py; with N = 50,000 it adds 0.005 to L
@@ -105,7 +105,7 @@ class CRD(Method):
     group = "feature"
     row = 3
 
-    class Params(Settings):
+    class Params(WithKD):
         ce_weight: NonNegativeFloat
         crd_weight: NonNegativeFloat
         embedding: PositiveInt
@@ -150,6 +150,7 @@ class CRD(Method):
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "crd_student": p.crd_weight * student_loss,
             "crd_teacher": p.crd_weight * teacher_loss,
+            **kd_beside(p, student, teacher),
         }
 
     def _contrast(self, embedding: Tensor, bank: Tensor, log_z: Tensor, indices: Tensor) -> Tensor:

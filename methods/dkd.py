@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, register
-from methods.settings import Settings
+from methods.settings import Settings, added_later
+from methods.standardize import standardized
 from zoo import Outputs
 
 
-def _decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (target, not target), (B, 2), and of the other classes among themselves, (B, C-1).
 
     All in the log domain: the published code takes the logarithm after the softmax, which underflows to an
@@ -33,8 +34,8 @@ def decoupled_losses(
 
     Per sample T^2 * KL(p_t || p_s) = TCKD + (1 - p_t,y) * NCKD.
     """
-    student = _decouple(student_logits, labels, temperature)
-    teacher = _decouple(teacher_logits, labels, temperature)
+    student = decouple(student_logits, labels, temperature)
+    teacher = decouple(teacher_logits, labels, temperature)
     tckd, nckd = (
         kl_div(s, t, reduction="none", log_target=True).sum(dim=1) * temperature**2
         for s, t in zip(student, teacher, strict=True)
@@ -48,7 +49,7 @@ class DKD(Method):
 
     Published: CE 1, alpha 1, T 4, warm-up 20, beta per pair (mdistiller `configs/cifar100/dkd`). `logit_clamp` is
     StreamLined's addition (`Distiller/DKD.py`): both networks' logits are cut to +-clamp before the decoupled terms,
-    not before the cross entropy.
+    not before the cross entropy. `standardize` puts `standardized` logits into the same place.
 
     StreamLined counts the warm-up from 0: its first epoch has no distillation at all, and each epoch up to the 20th has
     a twentieth less of it than here. Not copied: mdistiller, where the numbers of DKD come from, counts from 1.
@@ -66,6 +67,13 @@ class DKD(Method):
         beta: NonNegativeFloat
         warm_up_epochs: PositiveInt
         logit_clamp: PositiveFloat | None = None
+        standardize: bool = added_later(False)
+
+        @model_validator(mode="after")
+        def _one_of_two(self) -> DKD.Params:
+            if self.standardize and self.logit_clamp is not None:
+                raise ValueError("logit_clamp and standardize are two ways with the same logits: set one of them")
+            return self
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params
@@ -73,6 +81,8 @@ class DKD(Method):
         if p.logit_clamp is not None:
             student_logits = student_logits.clamp(-p.logit_clamp, p.logit_clamp)
             teacher_logits = teacher_logits.clamp(-p.logit_clamp, p.logit_clamp)
+        if p.standardize:
+            student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
         tckd, nckd = decoupled_losses(student_logits, teacher_logits, batch.labels, p.temperature)
         warm_up = progress.warm_up(p.warm_up_epochs)
         return {

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
-from methods.settings import Settings
+from methods.kd import WithKD, kd_beside
 from zoo import BadInput, Outputs, shapes
 
 
@@ -43,7 +43,7 @@ class FitNet(Method):
     group = "feature"
     row = 1
 
-    class Params(Settings):
+    class Params(WithKD):
         ce_weight: NonNegativeFloat
         hint_weight: NonNegativeFloat
         hint_layer: NonNegativeInt
@@ -62,4 +62,5 @@ class FitNet(Method):
         return {
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "hint": p.hint_weight * mse_loss(hint, teacher.features[p.hint_layer]),
+            **kd_beside(p, student, teacher),
         }

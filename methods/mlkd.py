@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
-from methods.settings import Settings
+from methods.settings import Settings, added_later
+from methods.standardize import standardized
 from zoo import Outputs
 
 
@@ -52,6 +53,9 @@ class MLKD(Method):
     factor 1/2, so 0.9 amounts to the weights 0.45. Batch and class terms of the strong view are computed and dropped.
     And its strong view takes the weak view's logits at T = 2 and 6: `slipped_temperatures` [2, 6] repeats that.
     StreamLined's one-view form (`Distiller/MLKD.py`) is CE 0.5, T 2 to 4, 0.25 each.
+
+    `standardize` puts `standardized` logits into the KL terms; BC and CC keep the logits as they are. Its temperatures
+    are those of MLKD with 2 in place of 4 (sunshangquan/logit-standardization-KD @f6e5aa5), so 2 stands there twice.
     """
 
     name = "mlkd"
@@ -60,6 +64,7 @@ class MLKD(Method):
     row = 4
 
     class Params(Settings):
+        standardize: bool = added_later(False)
         ce_weight: NonNegativeFloat
         temperatures: tuple[PositiveFloat, ...] = Field(strict=False, min_length=1)
         instance_weight: NonNegativeFloat
@@ -70,8 +75,8 @@ class MLKD(Method):
 
         @field_validator("temperatures")
         @classmethod
-        def _no_repeats(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
-            if len(set(temperatures)) < len(temperatures):
+        def _no_repeats(cls, temperatures: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+            if len(set(temperatures)) < len(temperatures) and not info.data.get("standardize"):
                 raise ValueError("must contain no temperature twice")
             return temperatures
 
@@ -97,8 +102,11 @@ class MLKD(Method):
         p = self.params
         ce = cross_entropy(student.logits, batch.labels)
         log_s, log_t = (log_probabilities(outputs.logits, self.temperatures) for outputs in (student, teacher))
-        instance = instance_losses(log_s, log_t, self.temperatures)
         batches, classes = gram_distances(log_s.exp(), log_t.exp())
+        if p.standardize:
+            instance = self._instance(student, teacher)
+        else:
+            instance = instance_losses(log_s, log_t, self.temperatures)
         terms = {
             "ce": p.ce_weight * ce,
             "instance": p.instance_weight * instance.sum(),
@@ -107,9 +115,12 @@ class MLKD(Method):
         }
         if p.strong_instance_weight is not None:
             terms["ce"] = p.ce_weight * (ce + cross_entropy(student.strong.logits, batch.labels))
-            log_s, log_t = (
-                log_probabilities(outputs.strong.logits, self.temperatures) for outputs in (student, teacher)
-            )
-            strong = instance_losses(log_s, log_t, self.temperatures)
+            strong = self._instance(student.strong, teacher.strong)
             terms["strong"] = p.strong_instance_weight * torch.where(self.slipped, instance, strong).sum()
         return terms
+
+    def _instance(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """T^2 KL of one view at every temperature, (T,)."""
+        logits = student.logits, teacher.logits
+        logits = map(standardized, logits) if self.params.standardize else logits
+        return instance_losses(*(log_probabilities(z, self.temperatures) for z in logits), self.temperatures)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, threshold
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
-from methods.settings import Settings
+from methods.kd import WithKD, kd_beside
 from zoo import Outputs, shapes
 from zoo.outputs import init_conv
 
@@ -72,7 +72,7 @@ class OFD(Method):
     group = "feature"
     row = 4
 
-    class Params(Settings):
+    class Params(WithKD):
         ce_weight: NonNegativeFloat
         feature_weight: NonNegativeFloat
         teacher_mode: Literal["eval", "train"]
@@ -104,4 +104,5 @@ class OFD(Method):
         return {
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "feature": p.feature_weight * feature,
+            **kd_beside(p, student, teacher),
         }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, interpolate, mse_loss
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
-from methods.settings import Settings
+from methods.kd import WithKD, kd_beside
 from zoo import Outputs, shapes
 
 
@@ -95,7 +95,7 @@ class ReviewKD(Method):
     group = "feature"
     row = 5
 
-    class Params(Settings):
+    class Params(WithKD):
         ce_weight: NonNegativeFloat
         review_weight: NonNegativeFloat
         warm_up_epochs: PositiveInt
@@ -127,4 +127,5 @@ class ReviewKD(Method):
         return {
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "review": p.review_weight * progress.warm_up(p.warm_up_epochs) * torch.stack(losses).sum(),
+            **kd_beside(p, student, teacher),
         }

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from methods.contract import Batch, Method, Progress, register
-from methods.settings import Settings
+from methods.kd import WithKD, kd_beside
 from zoo import Outputs
 
 # Of the mean distance. Two samples nearer than this are one up to float32 rounding, and have no direction.
@@ -131,7 +131,7 @@ class RKD(Method):
     group = "feature"
     row = 2
 
-    class Params(Settings):
+    class Params(WithKD):
         ce_weight: NonNegativeFloat
         distance_weight: NonNegativeFloat
         angle_weight: NonNegativeFloat
@@ -143,4 +143,5 @@ class RKD(Method):
             "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
             "distance": p.distance_weight * distance,
             "angle": p.angle_weight * angle,
+            **kd_beside(p, student, teacher),
         }

@@ -18,9 +18,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def added_later() -> Any:
-    """Default None, and left out where it is None: runs named before the setting existed keep their ids."""
-    return Field(default=None, exclude_if=lambda value: value is None)
+def added_later(default: Any = None) -> Any:
+    """Left out where it is the default: runs named before the setting existed keep their ids."""
+    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 S = TypeVar("S", bound=Settings)

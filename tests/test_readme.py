@@ -145,7 +145,10 @@ def test_methods_are_listed_with_their_parameters(name):
     _, standard, streamlined = row.strip("| ").split(" | ")
     for recipe, text in (("standard", standard), ("streamlined", f"{standard} {streamlined}")):
         said = {float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", text)}
-        entry = protocols.load(recipe).methods[name]
+        entry = protocols.load(recipe).methods.get(name)
+        if entry is None:
+            assert (recipe, streamlined) == ("streamlined", "refused")
+            continue
         for values in (entry.params, *entry.pairs.values(), entry.train):
             for key, value in values.items():
                 ends = {value[0], value[-1]} if isinstance(value, list) else {value}

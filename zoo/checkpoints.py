@@ -24,6 +24,7 @@ from zoo.matching import COUNTER, Fit, describe, distinct, fits_of, is_plain, mi
 from zoo.outputs import Net
 
 DEEPEST = 4  # how many keys lead to a set of weights at most
+REUSED = ("projector.0.weight", "frozen.weight")  # what a `zoo.reused.Reused` has beside its student
 LONGEST = 20  # of a list, such as (state dict, epoch), how much is looked at
 NEAR = 0.5  # points of accuracy between what a file claims and what it gives that other devices and rounding explain
 
@@ -92,6 +93,11 @@ def load_weights(net: Net, path: str | os.PathLike[str]) -> Source:
             f" python -m zoo.extract {path} {fits[0].part or fits[1].part} NEW"
         )
     (fit,) = fits
+    if set(REUSED) <= set(fit.left_out):
+        raise BadInput(
+            f"{path} holds a {net.arch} that predicts with its teacher's classifier (SimKD) and whose own was never "
+            "trained: rebuild the whole network with zoo.reused.Reused.rebuilt"
+        )
     _check_finite(path, fit.weights)
     _check_input(path, parts, fit)
     counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith(COUNTER)}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bench import yamlio
 from bench.report.comparison import as_published
 from bench.report.frames import CellSummary, Results, clean, percent, signed, written
+from bench.report.published import NAMES
 from bench.report.published import load as published_numbers
 from bench.report.statistics import LEVEL, Design, Gain, designs
 from zoo.errors import BadInput
@@ -175,9 +176,8 @@ def printed(question: Question) -> str:
                 numbers.setdefault(number.key, number.top1)
     known, broken = 0, []
     for pair in question.pairs:
-        # published.csv goes by registered names, which are the labels in lower case.
         rows, over = (
-            {label: numbers.get((*pair, label.lower())) for label in side} for side in (question.rows, question.over)
+            {label: numbers.get((*pair, NAMES.get(label))) for label in side} for side in (question.rows, question.over)
         )
         if None in (*rows.values(), *over.values()):
             continue

@@ -70,6 +70,7 @@ class RunRow:
     git_commit: str = ""
     git_dirty: bool | None = None
     method_sha256: str = ""
+    larger_by: float | None = None  # percent of parameters that what predicts has more than the student alone
 
 
 @dataclass(frozen=True)
@@ -224,12 +225,18 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "alone_s": number(timing.get("alone_s")),
         "together": number(timing.get("together")),
         "git_dirty": dirty if isinstance(dirty, bool) else None,
+        "larger_by": _larger_by(_dict(result.get("deployed"))),
     }
     row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256")}
     row |= {name: _text(versions.get(name)) for name in ("python", "torch", "torchvision")}
     if stated_seed is not None:
         row["seed"] = stated_seed
     return RunRow(**row, state=state, reason=reason)
+
+
+def _larger_by(deployed: dict[str, Any]) -> float | None:
+    whole_size, student = number(deployed.get("parameters")), number(deployed.get("student_parameters"))
+    return 100 * (whole_size / student - 1) if whole_size and student else None
 
 
 def summarise(cell: Cell, runs: list[RunRow]) -> CellSummary:

@@ -17,10 +17,27 @@ STATISTICS = ("last", "best", "unstated")
 # parameters) is another thing, and no number is its own.
 LABELS: Mapping[str, str] = {
     "fitnet": "FitNet", "rkd": "RKD", "crd": "CRD", "ofd": "OFD", "reviewkd": "ReviewKD", "kd": "KD", "clkd": "CLKD",
-    "dkd": "DKD", "mlkd": "MLKD", "sdd": "SDD", "skd": "SKD",
+    "dkd": "DKD", "mlkd": "MLKD", "sdd": "SDD", "skd": "SKD", "at": "AT", "sp": "SP", "vid": "VID", "pkt": "PKT",
+    "simkd": "SimKD", "cat_kd": "CAT-KD", "dist": "DIST", "nkd": "NKD", "ctkd": "CTKD",
 }  # fmt: skip
+# (method, label) of rows that are a method with other parameters, by the names that protocols and published.csv have.
+ROWS: Mapping[str, tuple[str, str]] = {
+    "crd_kd": ("crd", "CRD+KD"), "lskd": ("kd", "KD+LS"), "lskd_dkd": ("dkd", "DKD+LS"),
+    "lskd_mlkd": ("mlkd", "MLKD+LS"), "lskd_ctkd": ("ctkd", "CTKD+LS"),
+}  # fmt: skip
+# Names in published.csv by the labels of rows, which stand for one thing each.
+NAMES: Mapping[str, str] = {
+    "Teacher": "teacher",
+    "Student": "student",
+    **{label: name for name, label in LABELS.items()},
+    **{label: name for name, (_, label) in ROWS.items()},
+}
 # What a reader must know about a source as a whole; shown wherever its numbers are.
 SOURCE_NOTES: Mapping[str, str] = {
+    "Logit Standardization README": (
+        "Its temperature and weight were chosen for each pair on test accuracy; "
+        "the rows that it sets them beside were copied from tables of the last epoch."
+    ),
     "StreamLined README, May 2025": (
         "The source's heading says ImageNet and its last student VGG13; both are slips of its authors: "
         "the data set is CIFAR-100 and the student VGG8 (bench/PUBLISHED.md)."
@@ -38,7 +55,7 @@ class Published:
     seeds: int | None
     teacher: str
     student: str
-    method: str  # registered method name, or "teacher" / "student" for the baselines
+    method: str  # name of a method or of a row of `ROWS`, or "teacher" / "student" for the baselines
     top1: float
     confirmed: bool
     note: str
@@ -68,9 +85,11 @@ class Reference:
 
     def find(self, cell: Cell) -> Published | None:
         """The number for a cell; baselines go by role, as a teacher may be trained or read from a file."""
-        if cell.role == "method" and cell.label != LABELS.get(cell.method):
-            return None
-        row = cell.method if cell.role == "method" else cell.role
+        row = cell.role
+        if cell.role == "method":
+            row = NAMES.get(cell.label)
+            if row is None or ROWS.get(row, (row,))[0] != cell.method:
+                return None
         return self.numbers.get((cell.teacher, cell.student, row))
 
 

@@ -68,7 +68,7 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
         columns=results.pairs,
         sections=rows,
-        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(results, ranking)),
+        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_larger(results), *_legend(results, ranking)),
     )
 
 
@@ -255,6 +255,19 @@ def some(names: Sequence[str], rest_in: str) -> str:
 
 def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _larger(results: Results) -> Iterable[Note]:
+    """What is not the student of the other rows, and by how much."""
+    by_label: dict[str, list[float]] = {}
+    for summary in results.cells:
+        found = [run.larger_by for run in done(summary.runs) if run.larger_by is not None]
+        by_label.setdefault(summary.cell.label, []).extend(found)
+    for label, sizes in by_label.items():
+        if sizes:
+            low, high = (f"{size:.1f}" for size in (min(sizes), max(sizes)))
+            span = low if low == high else f"{low} to {high}"
+            yield Note("", f"{clean(label)} predicts with a network that is {span} % larger than the student.")
 
 
 def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:

@@ -28,6 +28,7 @@ from bench.training.devices import autocast, memory_format
 from bench.training.evaluate import due, evaluate
 from bench.training.optim import SGD
 
+WATCHED = "state_"  # before the name, in a curve, of what a method lets us watch
 Result = tuple[Tensor, Tensor | None]  # of a step: detached loss terms (terms,), and their gradient norms if measured
 
 
@@ -69,6 +70,7 @@ class Member:
             self.method = method(params, student, teacher, train_set).to(device).train()
         self.run, self.dataset = run, dataset
         self.student = student.to(device, memory_format=self.layout)
+        self.network = self.method.deployed(self.student).to(device)  # what is evaluated and kept; its parts are theirs
         # A teacher in train mode is this run's alone: its statistics drift with the steps that it sees.
         self.drifting = (
             on_device(copy.deepcopy(teacher), device, self.layout) if self.method.teacher_mode == "train" else None
@@ -171,7 +173,7 @@ class Member:
         pulls = [] if state.pulls is None else state.pulls.tolist()
         accuracies: dict[str, float] = {}
         for part in due(self.run, state.epoch):
-            metrics = evaluate(self.student, self.dataset, on_batch, layout=self.layout, part=part)
+            metrics = evaluate(self.network, self.dataset, on_batch, layout=self.layout, part=part)
             if not math.isfinite(metrics.loss):
                 raise Diverged(f"{part} loss is {metrics.loss} after epoch {state.epoch}")
             accuracies |= metrics.columns(part)
@@ -181,6 +183,7 @@ class Member:
             "train_loss": float(means.sum()),
             **dict(zip(self.term_names, means.tolist(), strict=True)),
             **{f"grad_norm_{name}": pull for name, pull in zip(self.term_names, pulls, strict=False)},
+            **{f"{WATCHED}{name}": value.item() for name, value in self.method.watched().items()},
             **accuracies,
             "wall_s": round(wall_s, 3),
         }

@@ -48,8 +48,8 @@ class Hooks:
         """The checkpoint cannot be used; where this does not raise, training starts from the beginning."""
         raise damage
 
-    def done(self, student: nn.Module, state: State) -> None:
-        """All epochs are through."""
+    def done(self, network: nn.Module, state: State) -> None:
+        """All epochs are through: the network that is deployed, in most methods the student itself."""
 
     def left(self, error: Exception) -> None:
         """The run does not go on, for this reason; the others of its cohort do."""
@@ -260,7 +260,7 @@ class _Cohort:
             hooks.on_epoch(member.finish_epoch(samples, lambda: hooks.on_step(number, steps, steps)))
 
         def end(member: Member) -> None:
-            self.entrants[member].hooks.done(member.student, member.state)
+            self.entrants[member].hooks.done(member.network, member.state)
             self.trainer.members.remove(member)
 
         ended = [m for m in self.trainer.members if (*m.at, m.threads) == (number, steps, leader.threads)]

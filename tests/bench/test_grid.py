@@ -38,7 +38,7 @@ def sskd_resnet56(tmp_path, monkeypatch):
 
 def test_brief_and_its_ablation_share_the_runs_that_are_equal(sskd_resnet56):
     brief, ablation = (grids.expand(grids.load(name)) for name in ("brief", "brief-ablation"))
-    assert len(brief.runs) == 1 + 3 * len(methods.names()) and len(ablation.runs) == 1 + 3 * 6
+    assert len(brief.runs) == 1 + 3 * len(methods.all_names()) and len(ablation.runs) == 1 + 3 * 6
     seeds = [(method, seed) for method in ("skd", "skd_paper", "vanilla") for seed in (0, 1, 2)]
     shared = [brief.runs[run_id] for run_id in brief.runs.keys() & ablation.runs.keys()]
     assert sorted((run.method, run.seed) for run in shared) == sorted([("checkpoint", 0), *seeds])
@@ -59,11 +59,44 @@ def test_full_grid_is_the_target_table():
         ("wrn_40_2", "wrn_40_1"),
         ("vgg13", "vgg8"),
     )
-    distilled = [name for name in methods.names() if methods.get(name).uses_teacher]
+    distilled = [name for name in methods.all_names() if methods.get(name).uses_teacher]
     # 5 teachers (wrn_40_2 serves two pairs), 3 seeds of 6 students and of every method on every pair
     assert len(full.runs) == 5 + 3 * 6 + 3 * 6 * len(distilled)
     rows = [cell.label for cell in full.cells if cell.student == "resnet20"]
     assert rows[:2] == ["Teacher", "Student"] and len(rows) == 2 + len(distilled)
+
+
+def test_all_is_the_target_table_and_what_comes_from_outside():
+    """Methods of the longer table are named by a grid; one that says nothing is in."""
+    later = {"at", "sp", "vid", "pkt", "simkd", "cat_kd", "dist", "nkd", "ctkd"}
+    assert set(methods.names()) - set(methods.all_names()) == later
+    assert methods.Method.in_all and len(methods.all_names()) == 13
+
+
+def test_the_longer_table():
+    made = grids.expand(grids.load("extended"), seeds=[0])
+    assert made.protocol.name == "standard" and made.pairs == grids.expand(grids.load("full"), seeds=[0]).pairs
+    rows = [(cell.label, cell.method) for cell in made.cells if cell.student == "vgg8" and cell.role == "method"]
+    named = [(row.label, row.method) for row in made.protocol.rows.values()]
+    assert len(rows) == 23 and set(named) < set(rows)
+    assert {methods.get(name).label for name in set(methods.names()) - set(methods.all_names())} < dict(rows).keys()
+    params = {cell.label: made.runs[cell.run_ids[0]].params for cell in made.cells if cell.student == "vgg8"}
+    assert params["KD+LS"] == {"temperature": 3.0, "ce_weight": 0.1, "kd_weight": 9.0, "standardize": True}
+    assert params["CRD+KD"] == params["CRD"] | {"kd_weight": 1.0, "kd_temperature": 4.0}
+    assert (params["DKD+LS"]["alpha"], params["DKD+LS"]["beta"], params["DKD"]["beta"]) == (15, 30, 6)
+
+
+def test_a_row_may_have_parameters_per_pair():
+    pairs = ["resnet56-resnet20", "vgg13-vgg8"]
+    row = {"method": "kd", "params": {"kd_weight": 2.0}, "pairs": {"VGG13-VGG8": {"temperature": 2.0}}}
+    made = grids.expand(grid(pairs=pairs, methods=[row], seeds=1))
+    found = {run.student: run.params for run in made.runs.values() if run.method == "kd"}
+    assert [(p["temperature"], p["kd_weight"]) for p in (found["resnet20"], found["vgg8"])] == [(4.0, 2.0), (2.0, 2.0)]
+    assert made.cells[-1].label == "KD, kd_weight 2.0, temperature per pair"
+    alone = grids.expand(
+        grid(pairs=pairs[1:], methods=[{"method": "kd", "params": {"kd_weight": 2.0, "temperature": 2.0}}])
+    )
+    assert made.cells[-1].run_ids[0] in alone.runs
 
 
 STYLES = (
@@ -82,7 +115,7 @@ STYLES = (
 def test_every_method_runs_on_the_pairs_of_different_style(recipe):
     made = grids.expand(grids.load("different-style"), protocol=recipe, seeds=[0])
     assert made.protocol.name == (recipe or "standard") and made.pairs == STYLES
-    distilled = {name for name in methods.names() if methods.get(name).uses_teacher}
+    distilled = {name for name in methods.all_names() if methods.get(name).uses_teacher}
     for pair in STYLES:
         assert {
             run.method for run in made.runs.values() if run.teacher and (run.teacher.arch, run.student) == pair
@@ -179,6 +212,18 @@ def test_parameters_that_are_the_protocols_on_one_pair_only_are_other_parameters
             r"labels kd .KD. with other parameters than the protocol's \(temperature\): give another label",
         ),
         ({"methods": [{"method": "kd", "label": "Student"}]}, "rows of their own"),
+        (
+            {"methods": [{"method": "kd", "label": "KD+LS", "params": {"standardize": True}}]},
+            'labels kd "KD.LS", which is a row of protocol "standard": give another label',
+        ),
+        ({"methods": ["lskd", "lskd"]}, 'the row "KD.LS" .kd. twice'),
+        (
+            {"methods": ["lskd"], "protocol": "streamlined"},
+            'names the row "lskd", which protocol "streamlined" has not: choose .*standard',
+        ),
+        ({"methods": ["at"], "protocol": "streamlined"}, 'protocol "streamlined" has no parameters for method "at"'),
+        ({"methods": ["lskdd"]}, 'did you mean "lskd"'),
+        ({"methods": [{"method": "kd", "pairs": {"vgg13": {}}}]}, "teacher-student"),
         ({"methods": ["kdd"]}, 'did you mean "kd"'),
         ({"methods": [{"method": "fitnet", "params": {"hint_layer": 7}}]}, "on resnet56-resnet20: hint_layer 7"),
         ({"methods": "everything"}, 'unknown method in grid "g" "everything"'),

@@ -2,7 +2,9 @@
 
 Sources: RD HobbitLong/RepDistiller @b84f547; MD megvii-research/mdistiller @a08d46f; SL HyunJunSik/StreamLined @e4ab795
 (May 2025) and @aa6a8a6 (September 2025); OFD clovaai/overhaul-distillation @76344a8; RKD dvlab-research/ReviewKD
-@cede6ea; ML Jin-Ying/Multi-Level-Logit-Distillation @5ee473f; SDD shicaiwei123/SDD-CVPR2024 @e412036.
+@cede6ea; ML Jin-Ying/Multi-Level-Logit-Distillation @5ee473f; SDD shicaiwei123/SDD-CVPR2024 @e412036; DIST
+hunto/DIST_KD @2418f18; NKD yzd-v/cls_KD @1e5d48f; SIM DefangChen/SimKD @2b389c3; CAT GzyAftermath/CAT-KD @4467073; CTKD
+zhengli97/CTKD @7d52522; LS sunshangquan/logit-standardization-KD @f6e5aa5, names of its logs.
 A value of ours is called so.
 """
 
@@ -16,6 +18,7 @@ import methods
 import zoo
 from bench import protocol as protocols
 from bench.run import Teacher
+from zoo.errors import BadInput
 
 SIX = (
     "resnet56-resnet20", "resnet110-resnet32", "resnet32x4-resnet8x4",
@@ -166,9 +169,41 @@ PARAMS: dict[str, dict[str, dict[str, tuple[Any, str]]]] = {
             "ce_weight": (0.5, "SL May 2025"),
             "kd_weight": (0.5, "SL May 2025"),
         },
+        "at": {"ce_weight": (1.0, "RD -r 1, MD"), "attention_weight": (1000.0, "RD -b 1000, MD")},
+        "sp": {"ce_weight": (1.0, "RD -r 1, MD"), "similarity_weight": (3000.0, "RD -b 3000, MD")},
+        "vid": {"ce_weight": (1.0, "RD -r 1, MD"), "vid_weight": (1.0, "RD -b 1, MD")},
+        "pkt": {"ce_weight": (1.0, "RD -r 1, MD"), "neighbour_weight": (30000.0, "RD -b 30000, MD")},
+        "simkd": {"map_weight": (1.0, "SIM; CE 0, KL 0"), "reduction": (2, "SIM: its factor 2")},
+        "cat_kd": {
+            "ce_weight": (1.0, "CAT"),
+            "beta": (4.5, "ours: the middle of the six, for another pair"),
+            "cells": (2, "CAT: pooled to 2 x 2"),
+            "normalise": (False, "CAT: off in the six pairs' configurations"),
+        },
+        "dist": {
+            "temperature": (4.0, "DIST's CIFAR-100 configuration"),
+            "ce_weight": (1.0, "DIST"),
+            "inter_weight": (2.0, "DIST: 2 x beta 1"),
+            "intra_weight": (2.0, "DIST: 2 x gamma 1"),
+        },
+        "nkd": {
+            "temperature": (3.0, "NKD's CIFAR-100 configuration, of a pair of its own"),
+            "ce_weight": (1.0, "NKD"),
+            "target_weight": (1.0, "NKD"),
+            "gamma": (3.5, "NKD, the same configuration"),
+        },
+        "ctkd": {
+            "ce_weight": (0.1, "CTKD's scripts"),
+            "kd_weight": (0.9, "CTKD's scripts"),
+            "temperature_least": (1.0, "CTKD: 1 + 20 sigmoid"),
+            "temperature_range": (20.0, "CTKD"),
+            "ramp_epochs": (10, "CTKD: ten loops"),
+        },
     },
 }
-PARAMS["streamlined"] = PARAMS["standard"] | {
+# StreamLined has none of these, and its protocols refuse them.
+LATER = ("at", "sp", "vid", "pkt", "simkd", "cat_kd", "dist", "nkd", "ctkd")
+PARAMS["streamlined"] = {name: table for name, table in PARAMS["standard"].items() if name not in LATER} | {
     "dkd": PARAMS["standard"]["dkd"]
     | {
         "ce_weight": (2.0, "SL Distiller/DKD.py"),
@@ -232,6 +267,81 @@ REVIEW = {
     "resnet32x4-mobilenetv2": (5.0, "ours: none is published, another student's of the teacher"),
     "wrn_40_2-mobilenetv2": (5.0, "ours: none is published, another student's of the teacher"),
 }
+CAM = {
+    "resnet56-resnet20": (0.7, "CAT configs, as all of these"),
+    "resnet110-resnet32": (1.8, "CAT"),
+    "resnet32x4-resnet8x4": (15.0, "CAT"),
+    "wrn_40_2-wrn_16_2": (12.0, "CAT"),
+    "wrn_40_2-wrn_40_1": (1.5, "CAT"),
+    "vgg13-vgg8": (4.5, "CAT"),
+}
+# Rows of their own: (method, label, parameters, those per pair).
+USUAL_LS = "LS: T 2 and weight 9 unless its log says otherwise"
+LS_MLKD = f"LS: 9, {MLKD_MASKS}"
+ROWS: dict[str, tuple[str, str, dict[str, tuple[Any, str]], dict[str, dict[str, tuple[Any, str]]]]] = {
+    "crd_kd": (
+        "crd",
+        "CRD+KD",
+        {"kd_weight": (1.0, "RD -a 1"), "kd_temperature": (4.0, "RD --kd_T 4")},
+        {},
+    ),
+    "lskd": (
+        "kd",
+        "KD+LS",
+        {"standardize": (True, "LS"), "temperature": (2.0, USUAL_LS), "kd_weight": (9.0, USUAL_LS)},
+        {"vgg13-vgg8": {"temperature": (3.0, "LS")}},
+    ),
+    "lskd_dkd": (
+        "dkd",
+        "DKD+LS",
+        {
+            "standardize": (True, "LS"),
+            "temperature": (2.0, USUAL_LS),
+            "alpha": (12.0, "ours: that of WRN, for another pair"),
+            "beta": (24.0, "ours: that of WRN, for another pair"),
+        },
+        {
+            "resnet56-resnet20": {
+                "temperature": (3.0, "LS"), "alpha": (18.0, "LS"), "beta": (36.0, "LS: 18 x 2"),
+            },
+            "resnet110-resnet32": {"alpha": (15.0, "LS"), "beta": (30.0, "LS: 15 x 2")},
+            "resnet32x4-resnet8x4": {"alpha": (9.0, "LS"), "beta": (72.0, "LS: 9 x 8")},
+            "wrn_40_2-wrn_16_2": {"alpha": (12.0, "LS"), "beta": (24.0, "LS: 12 x 2; its yaml says 6")},
+            "wrn_40_2-wrn_40_1": {"alpha": (12.0, "LS"), "beta": (24.0, "LS: 12 x 2; its yaml says 6")},
+            "vgg13-vgg8": {"alpha": (15.0, "LS"), "beta": (30.0, "LS: 15 x 2; its yaml says 6")},
+        },
+    ),
+    "lskd_mlkd": (
+        "mlkd",
+        "MLKD+LS",
+        {
+            "standardize": (True, "LS"),
+            "temperatures": ([2.0, 2.0, 3.0, 5.0, 6.0], "LS: the base 2 in MLKD's place for 4"),
+            "instance_weight": (4.5, LS_MLKD),
+            "batch_weight": (4.5, LS_MLKD),
+            "class_weight": (4.5, LS_MLKD),
+            "strong_instance_weight": (9.0, "LS: without masks"),
+        },
+        {
+            "vgg13-vgg8": {
+                "instance_weight": (3.0, "LS: 6 x 1/2"),
+                "batch_weight": (3.0, "LS: 6 x 1/2"),
+                "class_weight": (3.0, "LS: 6 x 1/2"),
+                "strong_instance_weight": (6.0, "LS"),
+            }
+        },
+    ),
+    "lskd_ctkd": (
+        "ctkd",
+        "CTKD+LS",
+        {
+            "standardize": (True, "LS"),
+            "kd_weight": (9.0, "LS"),
+            "temperature_least": (2.0, "LS: the lower bound; no range is published"),
+        },
+        {},
+    ),
+}  # fmt: skip
 OTHER_STYLE = {pair for pair in BETA if pair.endswith(("mobilenetv2", "shufflenetv1", "shufflenetv2"))} | {
     "resnet50-vgg8"
 }
@@ -240,6 +350,7 @@ PAIRS: dict[str, dict[str, dict[str, dict[str, tuple[Any, str]]]]] = {
     "standard": {
         "dkd": {pair: {"beta": beta} for pair, beta in BETA.items()},
         "reviewkd": {pair: {"review_weight": weight} for pair, weight in REVIEW.items()},
+        "cat_kd": {pair: {"beta": beta} for pair, beta in CAM.items()},
         "sdd": {
             pair: {"beta": beta} | ({"scales": ([1, 2, 4], "SDD: of different style")} if pair in OTHER_STYLE else {})
             for pair, beta in (BETA | {"resnet32x4-mobilenetv2": (8.0, "SDD's SD-DKD configuration")}).items()
@@ -264,7 +375,7 @@ OURS: dict[str, dict[str, Any]] = {
     "sprint": {
         "train": {"epochs": 30, "batch": 1024, "lr": 2.0, "nesterov": True, "milestones": (), "peak_at": 0.25},
         "method_train": {"mlkd": {"lr": 1.0}},
-        "params": {name: {"warm_up_epochs": 3} for name in WARM_UP},
+        "params": {**{name: {"warm_up_epochs": 3} for name in WARM_UP}, "ctkd": {"ramp_epochs": 1}},
         "data": {},
     },
     "first-look": {
@@ -276,7 +387,7 @@ OURS: dict[str, dict[str, Any]] = {
     "brief": {
         "train": {"epochs": 10, "batch": 128, "lr": 0.4, "nesterov": True, "milestones": (), "peak_at": 0.25},
         "method_train": {"mlkd": {"lr": 0.2}},
-        "params": {name: {"warm_up_epochs": 1} for name in WARM_UP},
+        "params": {**{name: {"warm_up_epochs": 1} for name in WARM_UP}, "ctkd": {"ramp_epochs": 1}},
         "data": {"validation": 0},
     },
     "quick": {
@@ -294,6 +405,7 @@ OURS: dict[str, dict[str, Any]] = {
             "sdd": {"beta": 2.0, "warm_up_epochs": 1},
             "skd": {"ce_weight": 1.0, "kd_weight": 3.0},
             "skd_paper": {"tikhonov": 10.0, "ce_weight": 1.0, "kd_weight": 3.0},
+            "ctkd": {"ce_weight": 1.0, "kd_weight": 3.0, "ramp_epochs": 1},
         },
         "data": {"dataset": "embedded-1", "train_images": 800},
         "pairs": {},
@@ -346,6 +458,10 @@ def test_every_method_and_pair_is_pinned():
 @pytest.mark.parametrize("method", PARAMS["standard"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_constants(name, method):
+    if method not in PARAMS[name]:
+        with pytest.raises(BadInput, match=f'protocol "{name}" has no parameters for method "{method}": choose one'):
+            run_of(name, method, ANY)
+        return
     for pair in (*sorted(KNOWN), ANY):
         own = PARAMS[name][method] | PAIRS[name].get(method, {}).get(pair, {})
         assert params_of(name, method, pair) == expected(values(own), method), pair
@@ -357,6 +473,20 @@ def test_published_constants(name, method):
     assert {key: found.pop(key) for key in data} == data and not any(found.values())
     if method == "vanilla":
         assert run_of(name, method, SIX[0], as_teacher=True) == run
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_rows_of_their_own(name):
+    """Those of `standard` wherever its methods are; `quick` has the values for any pair."""
+    found = protocols.load(name).rows
+    if name in ("streamlined", "streamlined-revised"):
+        assert found == {}
+        return
+    for key, (method, label, params, pairs) in ROWS.items():
+        row = found[key]
+        assert (row.method, row.label, row.params) == (method, label, values(params))
+        assert row.pairs == ({} if name == "quick" else {pair: values(own) for pair, own in pairs.items()})
+    assert set(found) == set(ROWS)
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name in protocols.names()])

@@ -231,6 +231,19 @@ def _taps(
                     yield (b, d, i, j), (b, c, *at), (d, c, u, v)
 
 
+def wave(batch: int, channels: int, height: int, phase: float, size: float) -> Array:
+    """The maps (B, C, h, h) that printed oracle values belong to: size * sin(.37 n + phase), n the flat index."""
+    n = np.arange(batch * channels * height * height)
+    return (size * np.sin(0.37 * n + phase)).reshape(batch, channels, height, height)
+
+
+def value_and_slope(loss: Callable[[torch.Tensor], torch.Tensor], x: Array) -> tuple[float, Array]:
+    """A loss of a float64 tensor, and its gradient by autograd."""
+    leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    value = loss(leaf)
+    return float(value.detach()), torch.autograd.grad(value, leaf)[0].numpy()
+
+
 # --- a method beside its reference ----------------------------------------------------------------------------------
 
 

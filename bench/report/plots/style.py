@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.report.frames import CellSummary, Results, clean
-from bench.report.published import LABELS
+from bench.report.published import LABELS, ROWS
 
 DPI = 160
 STYLE = {
@@ -86,6 +86,12 @@ KNOWN = {
 _COLOURS = ("#2E7D32", "#8A8A8A", "#00B7EB", "#B8860B", "#6A3D9A", "#90C956")
 _MARKERS = ("h", "<", "d", ">", "p", "X", "8")
 _DASHES = (_SOLID, _DASHDOT, _DASHED, _DOTTED, _DASHDOTDOT)
+# Of the longer table: as for those that are not named, but the same in every grid. From far enough to meet none.
+_LATER = (
+    "at", "sp", "vid", "pkt", "crd_kd", "simkd", "cat_kd", "dist", "nkd", "ctkd",
+    "lskd", "lskd_dkd", "lskd_mlkd", "lskd_ctkd",
+)  # fmt: skip
+_LATER_FROM = 105
 
 RowName = tuple[str, str, str]
 
@@ -99,15 +105,18 @@ def looks_of(results: Results) -> dict[RowName, Look]:
     """
     looks: dict[RowName, Look] = {}
     named, others = set(), 0
+    later = {ROWS.get(name, (name, LABELS.get(name))): _LATER_FROM + k for k, name in enumerate(_LATER)}
     own = {cell.method for line in results.lines if (cell := line[0].cell).label == LABELS.get(cell.method)}
     for line in results.lines:
         cell = line[0].cell
         first = cell.label == LABELS[cell.method] if cell.method in own else cell.method not in named
-        if cell.role == "method" and cell.method in KNOWN and first:
+        k = later.get((cell.method, cell.label))
+        if cell.role == "method" and cell.method in KNOWN and first and k is None:
             named.add(cell.method)
             looks[row_name(line[0])] = KNOWN[cell.method]
         elif cell.role == "method":
-            k, others = others, others + 1
+            if k is None:
+                k, others = others, others + 1
             looks[row_name(line[0])] = Look(
                 _COLOURS[k % len(_COLOURS)],
                 _MARKERS[k % len(_MARKERS)],

@@ -17,7 +17,7 @@ from bench.report.plots.curves import smooth
 
 # Keys of a curve's row that are no loss terms.
 OTHER = {"epoch", "lr", "train_loss", "top1", "top5", "test_loss", "val_top1", "val_top5", "val_loss", "wall_s"}
-PULL = "grad_norm_"
+PULL, WATCHED = "grad_norm_", "state_"
 ABREAST = 5
 # By the place of the term in its method's sum: cross entropy first, in black.
 TERM_STYLES = (
@@ -91,7 +91,7 @@ def _fullest(results: Results, read: Read) -> tuple[tuple[str, str], list[_Terms
 def _terms(summary: CellSummary, read: Read) -> _Terms:
     curves = [curve for run in done(summary.runs)[:MOST_SEEDS] if (curve := read(run.run_id))]
     names = [key for key, value in curves[0][-1].items() if number(value) is not None] if curves else []
-    names = [name for name in names if name not in OTHER and not name.startswith(PULL)]
+    names = [name for name in names if name not in OTHER and not name.startswith((PULL, WATCHED))]
 
     def over_runs(key: str) -> Series:
         return mean(points for curve in curves if (points := series(curve, key)))

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from bench.grid import expand, load
 from bench.report import plots
 from bench.report import writing as report
 from bench.report.captions import CAPTIONS
@@ -318,6 +319,29 @@ def test_rows_of_one_method_and_unknown_methods_get_looks_of_their_own():
     assert len({(look.colour, look.marker, look.dashes) for look in looks}) == 100
     known = {(look.colour, look.marker) for look in style.KNOWN.values()}
     assert not known & {(look.colour, look.marker) for look in looks}
+
+
+def test_every_row_of_the_longer_table_looks_like_no_other():
+    """Each row by itself looks as it does in the whole table."""
+    made = expand(load("extended"), seeds=[0])
+    lines = [(cell.label, cell.group, cell.method) for cell in made.cells if cell.student == "vgg8"]
+
+    def looks(rows: list[tuple[str, str, str]]) -> dict:
+        grid = Grid("standard", (A,))
+        for label, group, _ in rows:
+            grid.add(label, group, A, 70.0)
+        cells = [replace(cell, method=method) for cell, (*_, method) in zip(grid.cells, rows, strict=True)]
+        grid.cells = cells
+        return style.looks_of(collect(grid.spec, {}))
+
+    rows = [line for line in lines if line[1]]
+    found = looks(rows)
+    own = [look for (role, *_), look in found.items() if role == "method"]
+    assert len(own) == 23 and len(set(own)) == 23
+    assert len({(look.colour, look.marker) for look in own}) == 23
+    for row in rows[::4]:
+        key = "method", row[2], row[0]
+        assert looks([row])[key] == found[key]
 
 
 def test_known_looks_stay_apart_for_the_colour_blind_and_in_grey():

@@ -4,6 +4,7 @@ import pytest
 
 import methods
 from bench import grid as grids
+from bench import protocol as protocols
 from bench.cells import Cell
 from bench.report import published, published_tables
 from bench.report.comparison import compare, shown_only
@@ -61,7 +62,7 @@ def test_the_target_table_is_whole():
 def test_every_row_is_well_formed_and_given_once():
     rows = published.load()
     keys = [(row.source, row.protocol, row.statistic, row.key) for row in rows]
-    assert len(set(keys)) == len(keys) == 314
+    assert len(set(keys)) == len(keys) == 490
     assert {row.statistic for row in rows} <= set(published.STATISTICS)
     assert all(50 < row.top1 < 90 and (row.seeds is None or row.seeds > 0) for row in rows)
     assert not all(row.confirmed for row in rows)
@@ -170,8 +171,34 @@ def test_another_row_of_the_same_method_has_no_published_number():
     assert reference.find(Cell("SKD without Gram term", "method", "ours", "skd", *A, ())) is None
     assert reference.find(Cell("SKD (paper)", "method", "ours", "skd_paper", *A, ())) is None
     assert {name: methods.get(name).label for name in published.LABELS} == dict(published.LABELS)
+    named = {name: (row.method, row.label) for name, row in protocols.load("standard").rows.items()}
+    assert named == dict(published.ROWS)
     rows = {number.method for number in published.load()} - {"teacher", "student"}
-    assert rows == set(published.LABELS)
+    assert rows == {*published.LABELS, *published.ROWS}
+
+
+def test_the_longer_table_meets_its_numbers():
+    """Typed from the READMEs of RepDistiller, logit standardization, CTKD and SimKD, and the CRD paper."""
+    printed = {
+        ("at", "AT"): ("RepDistiller README", "vgg13", "vgg8", 71.43),
+        ("vid", "VID"): ("RepDistiller README", "wrn_40_2", "wrn_40_1", 73.30),
+        ("sp", "SP"): ("RepDistiller README", "resnet50", "mobilenetv2", 68.08),
+        ("pkt", "PKT"): ("RepDistiller README", "resnet32x4", "resnet8x4", 73.64),
+        ("crd", "CRD+KD"): ("CRD paper", "resnet56", "resnet20", 71.63),
+        ("kd", "KD+LS"): ("Logit Standardization README", "resnet32x4", "resnet8x4", 76.62),
+        ("dkd", "DKD+LS"): ("Logit Standardization README", "vgg13", "vgg8", 74.81),
+        ("ctkd", "CTKD"): ("CTKD README", "resnet56", "resnet20", 71.19),
+        ("simkd", "SimKD"): ("SimKD README", "resnet32x4", "resnet8x4", 78.08),
+        ("cat_kd", "CAT-KD"): ("Logit Standardization paper", "resnet110", "resnet32", 73.62),
+    }
+    for (method, label), (source, *pair, top1) in printed.items():
+        cell = Cell(label, "method", "logit", method, *pair, ())
+        found = {ref.source: ref.find(cell).top1 for ref in published.references("standard") if ref.find(cell)}
+        assert found[source] == top1, label
+    shown = [ref for ref in published.all_references() if ref.protocol == "standard-480"]
+    cell = Cell("MLKD+LS", "method", "logit", "mlkd", "resnet110", "resnet32", ())
+    assert {ref.find(cell).top1 for ref in shown if ref.find(cell)} >= {74.32}
+    assert all(ref.find(Cell("KD, standardize true", "method", "logit", "kd", *A, ())) is None for ref in shown)
 
 
 def test_other_protocols_are_shown_and_never_subtracted():

@@ -205,3 +205,15 @@ def test_control_characters_and_line_breaks_never_reach_a_table():
     assert markup.md(text) == r"a b\[31mc"
     assert latex.escape(text) == "a b{[}31mc"
     assert markup.plain(Table("x", text, (), (), ())).startswith("a b[31mc\n")
+
+
+def test_a_network_larger_than_the_student_is_said_to_be():
+    grid = Grid()
+    grid.add("KD", "logit", A, 72.0)
+    for pair, size in ((A, 105), (B, 121.46)):
+        sizes = {"deployed": {"parameters": size, "student_parameters": 100}}
+        grid.add("SimKD", "feature", pair, result(73.0) | sizes)
+    results = collect(grid.spec, grid.runs)
+    notes = [note.body for note in tables.last_table(results, ranking.rank(results)).notes]
+    assert notes.count("SimKD predicts with a network that is 5.0 to 21.5 % larger than the student.") == 1
+    assert not any("KD predicts" in note and "SimKD" not in note for note in notes)

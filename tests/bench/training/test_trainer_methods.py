@@ -9,7 +9,9 @@ import methods
 import zoo
 from bench.training import data as datasets
 from bench.training import member, trainer
+from bench.training.evaluate import evaluate
 from tests import tiny
+from zoo.reused import Reused
 
 torch.set_num_threads(1)
 NAMES = methods.names()
@@ -81,3 +83,24 @@ def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path, name):
     for row, other in zip(whole_state.curve, state.curve, strict=True):
         assert {**row, "wall_s": 0} == {**other, "wall_s": 0}
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_what_simkd_deploys_is_evaluated_and_returned(tmp_path):
+    """Also when training goes on from a checkpoint; the student alone predicts something else."""
+    run, dataset = tiny.run(tmp_path, "simkd"), tiny.dataset()
+    net, state = tiny.train(run, dataset, teacher_net(), tmp_path / "last.pt")
+    again = Reused.rebuilt(run.student, net.state_dict())
+    metrics = evaluate(again, dataset)
+    assert metrics.loss == pytest.approx(state.curve[-1]["test_loss"], rel=1e-5)
+    assert evaluate(net.student, dataset).loss != pytest.approx(metrics.loss, rel=1e-3)
+    assert torch.equal(again.head.weight, teacher_net().head.weight)
+    assert "ce" not in state.curve[-1] and state.curve[-1]["map"] > 0
+
+
+def test_the_temperature_of_ctkd_is_in_its_curve(tmp_path):
+    text = tiny.PROTOCOL + "  ctkd: {params: {ramp_epochs: 1}}\n"
+    run = tiny.run(tmp_path, "ctkd", text=text)
+    _, state = tiny.train(run, tiny.dataset(), teacher_net(), tmp_path / "last.pt")
+    heats = [row["state_temperature"] for row in state.curve]
+    assert heats[0] != heats[1] and all(1 < heat < 21 for heat in heats)
+    assert state.curve[0]["train_loss"] == pytest.approx(state.curve[0]["ce"] + state.curve[0]["kd"])
