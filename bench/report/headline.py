@@ -120,8 +120,8 @@ def _gain(results: Results, leaders: dict[Pair, list[int]]) -> str:
     first, *others = sorted(chosen, key=lambda i: chosen[i].mean)
 
     def written(i: int) -> str:
-        names = [] if len(chosen) == 1 else [_label(results, i)][bool(who) :] + [_name(results.cells[i].column)]
-        return _written(chosen[i]) + (f" ({' on '.join(names)})" if names else "")
+        words = _name(results.cells[i].column) if who else f"{_label(results, i)} on {_name(results.cells[i].column)}"
+        return _written(chosen[i]) + (f" ({words})" if others else "")
 
     amount = f"{written(first)} to {written(others[-1])}" if others else written(first)
     subject = who or ("the leaders" if others else _label(results, first))

@@ -53,9 +53,11 @@ def page(
     names = [name for name in CAPTIONS if name in pictures]
     if answer := next((name for name in ANSWERS if name in names), None):
         names.remove(answer)
-        parts.insert(1, (CAPTIONS[answer].title, _figure(answer, pictures[answer], out)))
+        parts.insert(1, (CAPTIONS[answer].title, _figure(results, answer, pictures[answer], out)))
     if names:
-        parts.insert(max(len(parts) - 1, 0), ("Plots", join(_plot(name, pictures[name], out) for name in names)))
+        parts.insert(
+            max(len(parts) - 1, 0), ("Plots", join(_plot(results, name, pictures[name], out) for name in names))
+        )
     parts.append(("Cells and runs", _cells(results, runs, curves, out)))
     script = SCRIPT.read_text(encoding="utf-8")
     body = [
@@ -63,7 +65,10 @@ def page(
         tag("p", headline.banner, class_="banner") if headline.banner else "",
         tag("p", tag("strong", headline.lead), class_="answer"),
         tag("ul", *(tag("li", sentence) for sentence in headline.rest), class_="answer") if headline.rest else "",
-        *(tag("p", " ".join(clean(item.body) for item in section.items[:2]), class_="lead") for section in sections[-1:]),
+        *(
+            tag("p", " ".join(clean(item.body) for item in section.items[:2]), class_="lead")
+            for section in sections[-1:]
+        ),
         tag(
             "nav",
             tag("ul", *(tag("li", tag("a", name, href=f"#{_anchor(name)}")) for name, _ in parts)),
@@ -95,13 +100,15 @@ def _section(section: Section) -> Html:
     return tag("details", tag("summary", section.fold), shown) if section.fold else shown
 
 
-def _plot(name: str, png: bytes, out: Path | None) -> Html:
-    title, figure = CAPTIONS[name].title, _figure(name, png, out)
+def _plot(results: Results, name: str, png: bytes, out: Path | None) -> Html:
+    title, figure = CAPTIONS[name].title, _figure(results, name, png, out)
     return tag("details", tag("summary", title), figure) if name in FOLDED else join([tag("h3", title), figure])
 
 
-def _figure(name: str, png: bytes, out: Path | None) -> Html:
+def _figure(results: Results, name: str, png: bytes, out: Path | None) -> Html:
     caption = CAPTIONS[name]
+    complete = all(summary.last.complete for summary in results.cells)
+    words = [] if complete or not caption.unfinished else [caption.unfinished]
     address = f"plots/{name}.pdf"
     pdf = join([" ", tag("a", "As PDF", href=address), "."]) if out else ""
     width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the PNG header
@@ -116,7 +123,7 @@ def _figure(name: str, png: bytes, out: Path | None) -> Html:
     )
     if width > WIDE:
         image = scroll(image, caption.title)
-    return tag("figure", image, tag("figcaption", caption.body, pdf), id=f"plot-{name}")
+    return tag("figure", image, tag("figcaption", " ".join([caption.body, *words]), pdf), id=f"plot-{name}")
 
 
 def _address(cell: int) -> str:

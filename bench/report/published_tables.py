@@ -169,9 +169,7 @@ def _far_notes(entries: Sequence[Entry]) -> Iterable[Note]:
         # A mark that stands nowhere is not explained; that it stands nowhere is worth a sentence.
         yield Note(FAR, f"{FAR_RULE}{both}: {far} {of}") if far else Note("", f"No cell where {FAR_RULE}{both}, {of}")
     if unjudged := len(differences) - len(judged):
-        yield Note(
-            "", f"One finished run has no deviation, so {counted(unjudged, 'difference')} could not be judged."
-        )
+        yield Note("", f"One finished run has no deviation, so {counted(unjudged, 'difference')} could not be judged.")
     mean, size = (math.fsum(values) / len(differences) for values in (differences, map(abs, differences)))
     yield Note(
         "",

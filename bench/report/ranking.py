@@ -15,8 +15,9 @@ BOLD_RULE = (
     "many of them."
 )
 TEST_RULE = (
-    "all methods held against it at once at 5 % (Tukey's studentized range, stepping down). Rows × seeds of a pair are a block design: what a seed does to all rows is removed, and "
-    "the error is pooled over the rows, or a row's own where that is larger"
+    "all methods held against it at once at 5 % (Tukey's studentized range, stepping down). Rows × seeds of a pair are "
+    "a block design: what a seed does to all rows is removed, and the error is pooled over the rows, or a row's own "
+    "where that is larger"
 )
 UNSEPARATED_RULE = f"not shown to be worse than the best of its pair, {TEST_RULE}"
 SEPARATED_RULE = f"Every other method with two runs or more is shown to be worse than the best of its pair, {TEST_RULE}"
