@@ -143,8 +143,8 @@ def _untold(results: Results, ranking: Ranking, leaders: dict[Pair, list[int]]) 
     tested = [pair for pair in leaders if pair in ranking.freedom]
     for pair in tested:
         members = [i for i, s in enumerate(results.cells) if s.column == pair and s.cell.role == "method"]
-        names = {_label(results, i) for i in members if i in ranking.unseparated}
-        alike.update(names)
+        names = dict.fromkeys(_label(results, i) for i in members if i in ranking.unseparated)
+        alike.update(names.keys())
         loose += sum(len(results.cells[i].by_seed()) < 2 for i in members if i not in ranking.unseparated)
         clear += not names
     if untested := len(leaders) - len(tested):

@@ -63,7 +63,7 @@ def table(table: Table, link: Callable[[int], str | None]) -> Html:
             class_=" ".join(name for name, holds in kinds.items() if holds) or None,
         ),
         caption,
-        "report",
+        "report wide" if table.span > 2 else "report",
     )
     anchored = set()
     notes = []

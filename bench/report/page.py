@@ -119,7 +119,7 @@ def _figure(results: Results, name: str, png: bytes, out: Path | None) -> Html:
         width=width,
         height=height,
         loading="lazy",
-        class_="wide" if width > WIDE else None,
+        class_="large" if width > WIDE else None,
     )
     if width > WIDE:
         image = scroll(image, caption.title)

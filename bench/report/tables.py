@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from bench.cells import STATES, TableSpec
+from bench.cells import STATES, Cell, TableSpec
 from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
 from bench.report.markup import Line, Note, Table, Text
@@ -202,10 +202,9 @@ def what(spec: TableSpec) -> str:
     return f"grid {spec.grid}, protocol {spec.protocol} v{spec.protocol_version}"
 
 
-def only(results: Results, run_ids: Collection[str]) -> Results:
-    """With the rows and pairs of these runs' cells alone; `cells`, and so their positions, are as before."""
-    wanted = set(run_ids)
-    lines = (tuple(s for s in line if not wanted.isdisjoint(s.cell.run_ids)) for line in results.lines)
+def only(results: Results, cells: Collection[Cell]) -> Results:
+    """With the rows and pairs of these cells alone; `Results.cells`, and so their positions, are as before."""
+    lines = (tuple(summary for summary in line if summary.cell in cells) for line in results.lines)
     kept = tuple(line for line in lines if line)
     columns = {summary.column for line in kept for summary in line}
     return replace(results, lines=kept, pairs=tuple(pair for pair in results.pairs if pair in columns))
@@ -279,7 +278,8 @@ def _legend(results: Results, ranking: Ranking) -> Iterable[Note]:
         yield Note("", numbers)
     seeds = {pair: count for pair, count in ranking.seeds.items() if pair in results.pairs}
     if not seeds:
-        yield Note("", "No pair has two methods with all wanted seeds finished: nothing is bold.")
+        if any(summary.last.n for summary in shown):
+            yield Note("", "No pair has two methods with all wanted seeds finished: nothing is bold.")
         return
     if ranking.best & places:
         yield Note("", BOLD_RULE)

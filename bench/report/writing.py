@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.cells import RunStatus, TableSpec
+from bench.cells import Cell, RunStatus, TableSpec
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
 from bench.report.comparison import Comparison, compare, shown_only
@@ -110,10 +110,10 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
     return [*written, write_whole(out / "report.html", text.encode())]
 
 
-def terminal(report: Report, width: int | None = None, selected: Collection[str] | None = None) -> str:
+def terminal(report: Report, width: int | None = None, selected: Collection[Cell] | None = None) -> str:
     """What a person sees at the end of a command: the answer, and the results; the rest is in files.
 
-    `selected` are ids of runs, and only their cells are shown; None: all.
+    Of the table only the cells `selected`; None: all.
     """
     results, said = report.results, report.headline
     if selected is not None:
@@ -126,7 +126,8 @@ def terminal(report: Report, width: int | None = None, selected: Collection[str]
 def markdown_report(report: Report) -> str:
     said = report.headline
     parts = [f"# {markup.md(said.title)}", *([f"> {markup.md(said.banner)}"] if said.banner else [])]
-    parts.append(" ".join([f"**{markup.md(said.lead)}**", *map(markup.md, said.rest)]))
+    parts.append(f"**{markup.md(said.lead)}**")
+    parts += [markup.markdown_list([Item("", line) for line in said.rest])] if said.rest else []
     return "\n\n".join([*parts, *map(markup.markdown_section, sections(report))]) + "\n"
 
 
