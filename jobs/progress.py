@@ -83,14 +83,22 @@ class Progress:
         print("\r\x1b[K" + text[:width], end="", flush=True)
 
     def finish(self) -> None:
-        """Wipe the live line; repeat failures, each with its log and the way on."""
+        """Wipe the live line; repeat failures, each with its log, what they block, and the way on."""
         self._line(None)
+        if self.failures:
+            print()
+        blocked: dict[str, list[str]] = {}
         for run_id, outcome, message, log_tail in self.failures:
+            if outcome == "blocked":
+                blocked.setdefault(message, []).append(run_id)
+                continue
             print(f"{outcome}: {run_id}: {message}")
             if outcome == "failed":
                 print(f"    log: {store.run_folder(self.out, run_id).log}")
             for line in log_tail.splitlines()[-LOG_LINES:]:
                 print(f"      {line}")
+        for message, run_ids in blocked.items():
+            print(f"blocked: {run_ids[0]}{f' and {len(run_ids) - 1} more' if len(run_ids) > 1 else ''}: {message}")
         if any(outcome == "failed" for _, outcome, _, _ in self.failures):
             print("retry them with the same command and --retry-failed")
 

@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True) -> int:
-    """Write the report into `out` and print its tables; returns the exit status."""
+    """Write the report into `out`; print the answer, the selected cells and where the rest is. Returns exit status."""
+    only = list(only)
     found = states.look(outline, out, only, to_start=False)
     made = reports.make(outline, found.statuses, out)
     written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
-    print(reports.terminal(made, _width()))
-    tables = [path for path in written if path.parent == out]
-    print(
-        f"\nwrote {', '.join(str(path) for path in tables)}"
-        + (f" and {len(written) - len(tables)} plots in {out / 'plots'}" if len(written) > len(tables) else "")
-    )
+    print()  # between what went before, failures last of all, and the answer
+    print(reports.terminal(made, _width(), states.select_cells(outline, only) if only else None))
+    tables = [path.name for path in written if path.parent == out and path.suffix != ".html"]
+    drawn = f"; {len(written) - len(tables) - 1} plots in {out / 'plots'}" if len(written) > len(tables) + 1 else ""
+    print(f"\nwrote {', '.join(tables)} in {out}{drawn}\nthe whole report: {out / 'report.html'}")
     return states.exit_status(found)
 
 

@@ -196,9 +196,18 @@ def _progress(progress: Mapping[str, Any]) -> str:
 
 def select(outline: Outline, only: Iterable[str]) -> set[str]:
     """The runs of the cells that match any of the filters, all runs of the table without a filter."""
+    return {run_id for _, run_id in _matches(outline, only)}
+
+
+def select_cells(outline: Outline, only: Iterable[str]) -> set[Cell]:
+    """The cells of which a run matches. A run can be of several cells: a Student row's of every pair of that student."""
+    return {cell for cell, _ in _matches(outline, only)}
+
+
+def _matches(outline: Outline, only: Iterable[str]) -> list[tuple[Cell, str]]:
     only = list(only)
     filters = [_parse_filter(text, outline) for text in only]
-    chosen = set()
+    chosen = []
     for cell in outline.cells:
         for run_id in cell.run_ids:
             facts = {
@@ -208,7 +217,7 @@ def select(outline: Outline, only: Iterable[str]) -> set[str]:
                 "seed": str(outline.runs[run_id].seed),
             }
             if not filters or any(all(facts[key] in values for key, values in wanted.items()) for wanted in filters):
-                chosen.add(run_id)
+                chosen.append((cell, run_id))
     if not chosen:
         raise BadInput(f'--only {" ".join(only)}: no run of grid "{outline.grid}" matches; drop a condition')
     return chosen

@@ -10,6 +10,7 @@ class Caption:
     title: str
     body: str
     instead: str  # for those who cannot see it: what kind of picture it is, and where its numbers are
+    unfinished: str = ""  # how unfinished cells look, said where there are any
 
 
 CAPTIONS = {
@@ -22,18 +23,18 @@ CAPTIONS = {
     ),
     "gain": Caption(
         "Gain over the Student row",
-        "Mean difference to the student trained from labels alone, paired over seeds; below it half the width of its "
-        "95 % t interval. Bold where that interval leaves out zero; a single seed has no interval and is never bold. "
-        "Grey cells are unfinished. On the right the mean over pairs with its interval, pale where it is over other "
-        "pairs than the rest.",
+        "Mean difference to the student trained from labels alone, on the same seeds; below it, where there are "
+        "several seeds, half the width of its 95 % interval, which is for all methods of the pair at once. Bold where "
+        "that interval leaves out zero. On the right the mean over pairs with its interval.",
         "Heat map of the gain of each method on each pair; the means over pairs are in the table over all pairs.",
+        "Grey cells are unfinished; a mean over other pairs than those of the rest is pale.",
     ),
     "difference": Caption(
         "Ours minus published",
         "Only numbers of the same protocol are subtracted, one panel a source. Blue is above the published number, red "
-        "below. Bold: beyond both 0.5 points and twice our standard deviation over seeds. Hatched: published, but not "
-        "measured here. Grey: not published.",
+        "below. Bold: beyond both 0.5 points and twice our standard deviation over seeds. Grey: not published.",
         "Heat map of differences to published numbers; the same differences are in the tables above.",
+        "Hatched: published, but not measured here.",
     ),
     "curves": Caption(
         "Accuracy over epochs",

@@ -63,6 +63,7 @@ def table(table: Table, link: Callable[[int], str | None]) -> Html:
             class_=" ".join(name for name, holds in kinds.items() if holds) or None,
         ),
         caption,
+        "report wide" if table.span > 2 else "report",
     )
     anchored = set()
     notes = []
@@ -100,9 +101,9 @@ def items(found: Sequence[Item]) -> Html:
     return tag("ul", *lines, class_="items")
 
 
-def scroll(inner: str, label: str) -> Html:
+def scroll(inner: str, label: str, kind: str = "") -> Html:
     """What is wider than a telephone scrolls by itself, with a finger or the keyboard."""
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
+    return tag("div", inner, class_=f"scroll {kind}".strip(), tabindex="0", role="region", aria_label=label)
 
 
 def _head_rows(table: Table) -> list[Html]:

@@ -87,11 +87,20 @@ class Section:
     heading: str  # "" for the first
     tables: tuple[Table, ...] = ()
     items: tuple[Item, ...] = ()
+    fold: str = ""  # what stands in its place until a reader unfolds it, where a notation can; "" stands open
 
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PLACE = "\0"
 _GAP, _PADDING = 2, 2  # what tabulate puts between columns, and adds to their headings
+
+
+def markdown_section(section: Section) -> str:
+    """Heading, tables and items; folded away behind a line where that is asked for."""
+    parts = [f"## {md(section.heading)}"] if section.heading else []
+    parts += [f"<details><summary>{md(section.fold)}</summary>"] if section.fold else []
+    parts += [*map(markdown, section.tables), *([markdown_list(section.items)] if section.items else [])]
+    return "\n\n".join([*parts, *(["</details>"] if section.fold else [])])
 
 
 def markdown(table: Table) -> str:

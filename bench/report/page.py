@@ -1,8 +1,12 @@
-"""The report as one page: report.html, which needs no network, no script and no other file to be read."""
+"""The report as one page: report.html, which needs no network, no other file, and no script to be read.
+
+The page's own script (page.js) sorts tables by a column.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections import Counter
@@ -15,13 +19,16 @@ from bench.cells import STATES, RunStatus
 from bench.report.captions import CAPTIONS
 from bench.report.curves import Curves, Series
 from bench.report.frames import CellSummary, Results, RunRow, clean, percent, written
+from bench.report.headline import Headline
 from bench.report.hypertext import Html, items, join, scroll, table, tag
 from bench.report.markup import Section
-from bench.report.tables import SIGNS, heading, what
+from bench.report.tables import SIGNS, heading
 
-STYLE = Path(__file__).with_name("page.css")
-# Nothing is fetched and no script runs, whatever the files of a run may hold.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "js"))
+# Nothing is fetched and no script runs but the page's own, named by its hash, whatever the files of a run may hold.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
+ANSWERS = ("gain", "accuracy")  # the picture that stands beside the table: the first of these there is
+FOLDED = ("curves", "terms")  # pictures of how runs went, not of what came out
 MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
 CURVE_POINTS = 100
 WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
@@ -30,6 +37,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 560, 130, 56, 18  # of a curve, in units of its vi
 
 def page(
     results: Results,
+    headline: Headline,
     sections: Sequence[Section],
     pictures: Mapping[str, bytes],
     runs: Mapping[str, RunStatus],
@@ -42,14 +50,25 @@ def page(
     files of runs; without it nothing is linked.
     """
     parts: list[tuple[str, Html]] = [(section.heading or "Results", _section(section)) for section in sections]
-    if pictures:
-        shown = [_figure(name, pictures[name], out) for name in CAPTIONS if name in pictures]
-        parts.insert(max(len(parts) - 1, 0), ("Plots", join(shown)))
+    names = [name for name in CAPTIONS if name in pictures]
+    if answer := next((name for name in ANSWERS if name in names), None):
+        names.remove(answer)
+        parts.insert(1, (CAPTIONS[answer].title, _figure(results, answer, pictures[answer], out)))
+    if names:
+        parts.insert(
+            max(len(parts) - 1, 0), ("Plots", join(_plot(results, name, pictures[name], out) for name in names))
+        )
     parts.append(("Cells and runs", _cells(results, runs, curves, out)))
-    title = clean(f"Results: {what(results.spec)}")
+    script = SCRIPT.read_text(encoding="utf-8")
     body = [
-        tag("h1", title),
-        *(tag("p", clean(item.body), class_="lead") for item in (sections[-1].items[1:2] if sections else ())),
+        tag("h1", headline.title),
+        tag("p", headline.banner, class_="banner") if headline.banner else "",
+        tag("p", tag("strong", headline.lead), class_="answer"),
+        tag("ul", *(tag("li", sentence) for sentence in headline.rest), class_="answer") if headline.rest else "",
+        *(
+            tag("p", " ".join(clean(item.body) for item in section.items[:2]), class_="lead")
+            for section in sections[-1:]
+        ),
         tag(
             "nav",
             tag("ul", *(tag("li", tag("a", name, href=f"#{_anchor(name)}")) for name, _ in parts)),
@@ -62,12 +81,14 @@ def page(
                 for name, content in parts
             ),
         ),
+        tag("script", Html(script)),
     ]
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", title),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY.format(allowed)),
+        tag("title", headline.title),
         tag("style", Html(STYLE.read_text(encoding="utf-8"))),
     ]
     text = "<!DOCTYPE html>\n" + tag("html", tag("head", *head), "\n", tag("body", *body), lang="en") + "\n"
@@ -75,11 +96,19 @@ def page(
 
 
 def _section(section: Section) -> Html:
-    return join([*(table(made, _address) for made in section.tables), items(section.items) if section.items else ""])
+    shown = join([*(table(made, _address) for made in section.tables), items(section.items) if section.items else ""])
+    return tag("details", tag("summary", section.fold), shown) if section.fold else shown
 
 
-def _figure(name: str, png: bytes, out: Path | None) -> Html:
+def _plot(results: Results, name: str, png: bytes, out: Path | None) -> Html:
+    title, figure = CAPTIONS[name].title, _figure(results, name, png, out)
+    return tag("details", tag("summary", title), figure) if name in FOLDED else join([tag("h3", title), figure])
+
+
+def _figure(results: Results, name: str, png: bytes, out: Path | None) -> Html:
     caption = CAPTIONS[name]
+    complete = all(summary.last.complete for summary in results.cells)
+    words = [] if complete or not caption.unfinished else [caption.unfinished]
     address = f"plots/{name}.pdf"
     pdf = join([" ", tag("a", "As PDF", href=address), "."]) if out else ""
     width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the PNG header
@@ -90,11 +119,11 @@ def _figure(name: str, png: bytes, out: Path | None) -> Html:
         width=width,
         height=height,
         loading="lazy",
-        class_="wide" if width > WIDE else None,
+        class_="large" if width > WIDE else None,
     )
     if width > WIDE:
         image = scroll(image, caption.title)
-    return tag("figure", image, tag("figcaption", tag("b", caption.title), caption.body, pdf), id=f"plot-{name}")
+    return tag("figure", image, tag("figcaption", " ".join([caption.body, *words]), pdf), id=f"plot-{name}")
 
 
 def _address(cell: int) -> str:
@@ -123,12 +152,18 @@ def _cells(results: Results, runs: Mapping[str, RunStatus], curves: Curves, out:
         cell = line[0].cell
         group = heading(cell.role, cell.group)
         name = clean(cell.label)
-        parts.append(tag("h3", name, tag("span", f" · {group}", class_="soft") if group else ""))
+        title = tag("summary", tag("h3", name), tag("span", f" {group} · {_counts(line)}", class_="soft"))
         if detailed:
-            parts += [_cell(summary, position[id(summary)], runs, curves, out) for summary in line]
+            shown = join(_cell(summary, position[id(summary)], runs, curves, out) for summary in line)
         else:
-            parts.append(_short(name, [(summary, position[id(summary)]) for summary in line]))
+            shown = _short(name, [(summary, position[id(summary)]) for summary in line])
+        parts.append(tag("details", title, shown, class_="runs"))
     return join(parts)
+
+
+def _counts(line: Sequence[CellSummary]) -> str:
+    counts = Counter(run.state for summary in line for run in summary.runs)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
 def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], curves: Curves, out: Path | None) -> Html:
@@ -169,7 +204,7 @@ def _short(label: str, line: Sequence[tuple[CellSummary, int]]) -> Html:
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     rows = []
     for summary, position in line:
-        entries = (_last(summary), written(summary.best), _counts(summary))
+        entries = (_last(summary), written(summary.best), _counts([summary]))
         cells = [tag("th", _pair(summary), scope="row"), *(tag("td", entry) for entry in entries)]
         rows.append(tag("tr", *cells, id=f"cell-{position}"))
     return scroll(tag("table", head, tag("tbody", *rows), aria_label=f"Cells of {label}"), f"Cells of {label}")
@@ -185,12 +220,7 @@ def _last(summary: CellSummary) -> str:
 
 def _standing(summary: CellSummary) -> str:
     best = f", best epoch {written(summary.best)}" if summary.best.n else ""
-    return f"Last epoch {_last(summary)}{best}. Runs: {_counts(summary)}."
-
-
-def _counts(summary: CellSummary) -> str:
-    counts = Counter(run.state for run in summary.runs)
-    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"Last epoch {_last(summary)}{best}. Runs: {_counts([summary])}."
 
 
 def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:

@@ -165,11 +165,11 @@ def _far_notes(entries: Sequence[Entry]) -> Iterable[Note]:
     if judged:
         both = ", beside our last and our best epoch alike" if judged[0].published.statistic == "unstated" else ""
         far = sum(entry.far for entry in judged)
-        yield Note(FAR, f"{FAR_RULE}{both}: {far} of {counted(len(judged), 'cell')} with a deviation.")
+        of = f"of {counted(len(judged), 'cell')} with a deviation."
+        # A mark that stands nowhere is not explained; that it stands nowhere is worth a sentence.
+        yield Note(FAR, f"{FAR_RULE}{both}: {far} {of}") if far else Note("", f"No cell where {FAR_RULE}{both}, {of}")
     if unjudged := len(differences) - len(judged):
-        yield Note(
-            "", f"One finished run has no deviation, so {counted(unjudged, 'difference')} could not be marked {FAR}."
-        )
+        yield Note("", f"One finished run has no deviation, so {counted(unjudged, 'difference')} could not be judged.")
     mean, size = (math.fsum(values) / len(differences) for values in (differences, map(abs, differences)))
     yield Note(
         "",

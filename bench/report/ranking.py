@@ -14,11 +14,13 @@ BOLD_RULE = (
     "Bold: largest mean of the pair, to the printed digit, among methods with all wanted seeds finished and equally "
     "many of them."
 )
-UNSEPARATED_RULE = (
-    "not shown to be worse than the best of its pair, all methods held against it at once at 5 % (Tukey's studentized "
-    "range, stepping down). Rows × seeds of a pair are a block design: what a seed does to all rows is removed, and "
-    "the error is pooled over the rows, or a row's own where that is larger"
+TEST_RULE = (
+    "all methods held against it at once at 5 % (Tukey's studentized range, stepping down). Rows × seeds of a pair are "
+    "a block design: what a seed does to all rows is removed, and the error is pooled over the rows, or a row's own "
+    "where that is larger"
 )
+UNSEPARATED_RULE = f"not shown to be worse than the best of its pair, {TEST_RULE}"
+SEPARATED_RULE = f"Every other method with two runs or more is shown to be worse than the best of its pair, {TEST_RULE}"
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
-from bench.cells import STATES, TableSpec
+from bench.cells import STATES, Cell, TableSpec
 from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
 from bench.report.markup import Line, Note, Table, Text
-from bench.report.ranking import BOLD_RULE, UNSEPARATED_RULE, Ranking
+from bench.report.ranking import BOLD_RULE, SEPARATED_RULE, UNSEPARATED_RULE, Ranking
 from bench.report.statistics import GAP_RULE, PAIRS_INTERVAL_RULE, PAIRS_RULE, Aggregate, Interval
 
 ABSENT = "—"
@@ -25,10 +26,6 @@ SIGNS = {
 }
 UNSEPARATED, MIXED = "†", "§"
 PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
-NUMBERS_RULE = (
-    f"Sample standard deviation (ddof 1) over seeds; a single run has none. {PARTIAL_RULE} Only finished "
-    f"runs enter a mean. {ABSENT}: not started. Blank: not in this grid."
-)
 HEADINGS = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
 MOST_NAMED = 3  # runs, cells or commits named in one line; the CSV files have all
 
@@ -68,7 +65,12 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
         columns=results.pairs,
         sections=rows,
-        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_larger(results), *_legend(results, ranking)),
+        notes=(
+            *footnotes.notes(),
+            *mixed_notes(_shown(results)),
+            *_larger(results),
+            *_legend(results, ranking),
+        ),
     )
 
 
@@ -205,6 +207,14 @@ def what(spec: TableSpec) -> str:
     return f"grid {spec.grid}, protocol {spec.protocol} v{spec.protocol_version}"
 
 
+def only(results: Results, cells: Collection[Cell]) -> Results:
+    """With the rows and pairs of these cells alone; `Results.cells`, and so their positions, are as before."""
+    lines = (tuple(summary for summary in line if summary.cell in cells) for line in results.lines)
+    kept = tuple(line for line in lines if line)
+    columns = {summary.column for line in kept for summary in line}
+    return replace(results, lines=kept, pairs=tuple(pair for pair in results.pairs if pair in columns))
+
+
 def positions(results: Results) -> Mapping[int, int]:
     """Position in `Results.cells` by id() of a summary."""
     return {id(summary): i for i, summary in enumerate(results.cells)}
@@ -280,24 +290,49 @@ def _troubles(summary: CellSummary) -> Iterable[tuple[str, str]]:
 
 def _legend(results: Results, ranking: Ranking) -> Iterable[Note]:
     """The rules, and only those that this table uses."""
-    yield Note("", NUMBERS_RULE)
-    if not ranking.seeds:
-        yield Note("", "No pair has two methods with all wanted seeds finished: nothing is bold.")
+    shown, position = _shown(results), positions(results)
+    places = {position[id(summary)] for summary in shown}
+    if numbers := " ".join(_numbers(results, shown)):
+        yield Note("", numbers)
+    seeds = {pair: count for pair, count in ranking.seeds.items() if pair in results.pairs}
+    if not seeds:
+        if any(summary.last.n for summary in shown):
+            yield Note("", "No pair has two methods with all wanted seeds finished: nothing is bold.")
         return
-    yield Note("", BOLD_RULE)
-    tested = sum(seeds > 1 for seeds in ranking.seeds.values())
-    if tested:
+    if ranking.best & places:
+        yield Note("", BOLD_RULE)
+    tested = sum(count > 1 for count in seeds.values())
+    if ranking.unseparated & places:
         yield Note(UNSEPARATED, f"{UNSEPARATED_RULE}{_freedom(ranking)}.")
-    for i in sorted(ranking.wild):
+    elif tested and not ranking.unseparated and ranking.best & places:
+        yield Note("", f"{SEPARATED_RULE}{_freedom(ranking)}.")
+    for i in sorted(ranking.wild & places):
         cell = results.cells[i].cell
         yield Note(
             "",
             f"{clean(cell.label)} on {cell.teacher} → {cell.student}: its seeds scatter more than {WILD**0.5:g} times "
             "as much as the other rows', so its error is its own and not pooled with theirs.",
         )
-    if untested := len(ranking.seeds) - tested:
-        where = f" on {untested} of {len(ranking.seeds)} pairs" if tested else ""
+    if untested := len(seeds) - tested:
+        where = f" on {untested} of {len(seeds)} pairs" if tested else ""
         yield Note("", f"One seed a cell{where}: nothing can be separated, bold is only the larger number.")
+
+
+def _numbers(results: Results, shown: Sequence[CellSummary]) -> Iterable[str]:
+    """How to read what stands in the cells."""
+    if any(summary.last.std is not None for summary in shown):
+        single = "; a single run has none" if any(summary.last.n == 1 for summary in shown) else ""
+        yield f"Sample standard deviation (ddof 1) over seeds{single}."
+    if any(0 < summary.last.n < summary.last.wanted for summary in shown):
+        yield f"{PARTIAL_RULE} Only finished runs enter a mean."
+    if any(summary.state == "missing" for summary in shown):
+        yield f"{ABSENT}: not started."
+    if len(shown) < len(results.lines) * len(results.pairs):
+        yield "Blank: not in this grid."
+
+
+def _shown(results: Results) -> list[CellSummary]:
+    return [summary for line in results.lines for summary in line]
 
 
 def _freedom(ranking: Ranking) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
 
-from bench.cells import RunStatus, TableSpec
+from bench.cells import Cell, RunStatus, TableSpec
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
 from bench.report.comparison import Comparison, compare, shown_only
 from bench.report.curves import Curves
 from bench.report.frames import Results, cells_frame, collect, curves, runs_frame
+from bench.report.headline import Headline, headline
 from bench.report.markup import Item, Section
 from bench.report.page import page
 from bench.report.published import Published, Reference
@@ -34,6 +35,7 @@ class Report:
     verdicts: tuple[claimcheck.Verdict, ...]
     comparisons: tuple[Comparison, ...]
     shown: tuple[tuple[Reference, Mapping[int, Published]], ...]  # published under other protocols
+    headline: Headline
     now: datetime  # UTC, the date printed
 
 
@@ -42,13 +44,15 @@ def make(
 ) -> Report:
     """Work the report out. `out` is the folder of `runs`, looked at for runs of other grids; `now` is for tests."""
     results = collect(spec, runs, out)
+    ranking, verdicts = rank(results), tuple(claimcheck.check(results))
     return Report(
         results,
-        rank(results),
+        ranking,
         tuple(aggregate(results)),
-        tuple(claimcheck.check(results)),
+        verdicts,
         tuple(compare(results)),
         tuple(shown_only(results)),
+        headline(results, ranking, verdicts),
         now or datetime.now(timezone.utc),
     )
 
@@ -59,9 +63,13 @@ def sections(report: Report) -> tuple[Section, ...]:
     found = [Section("", (tables.last_table(results, report.ranking),))]
     if report.aggregates:
         found.append(Section("Over all pairs", (tables.aggregate_table(results, report.aggregates),)))
-    found.append(Section("Claims", items=_claims(report)))
+    found += _claims(report)
     once = tables.looked_at_once(results)
-    found.append(Section("Best epoch", () if once else (tables.best_table(results),), tuple(Item("", x) for x in once)))
+    if once:
+        found.append(Section("Best epoch", items=tuple(Item("", line) for line in once)))
+    else:
+        best = tables.best_table(results)
+        found.append(Section("Best epoch", (best,), fold="The table of best epochs, selected on test data"))
     found.append(_published(report))
     made_of = (Item("", line) for line in tables.footer(results, report.now))
     return (*found, Section("What this table is made of", items=tuple(made_of)))
@@ -98,37 +106,29 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
                 else:
                     folder.mkdir(exist_ok=True)
                     written.append(write_whole(path, image))
-    text = page(report.results, sections(report), pictures, runs, read, out)
+    text = page(report.results, report.headline, sections(report), pictures, runs, read, out)
     return [*written, write_whole(out / "report.html", text.encode())]
 
 
-def terminal(report: Report, width: int | None = None) -> str:
-    """What a person sees at the end of a command: results, means over pairs, verdicts, footer; the rest is in files."""
-    results = report.results
-    parts = [markup.plain(tables.last_table(results, report.ranking), width)]
-    if report.aggregates:
-        table = tables.aggregate_table(results, report.aggregates)
-        marked = tuple(note for note in table.notes if note.mark)  # the rules are in table.md
-        parts.append(markup.plain(replace(table, notes=marked), width))
-    if report.verdicts:
-        lines = [_count(report)]
-        for verdict in report.verdicts:
-            other = "" if verdict.protocol == results.spec.protocol else f" [made under {verdict.protocol}]"
-            lines.append(f"{verdict.verdict:<10} {verdict.text}{other}")
-        parts.append("\n".join(markup.wrap(line, width) for line in lines))
-    parts.append("\n".join(markup.wrap(line, width) for line in tables.footer(results, report.now)))
-    return "\n\n".join(parts)
+def terminal(report: Report, width: int | None = None, selected: Collection[Cell] | None = None) -> str:
+    """What a person sees at the end of a command: the answer, and the results; the rest is in files.
+
+    Of the table only the cells `selected`; None: all.
+    """
+    results, said = report.results, report.headline
+    if selected is not None:
+        results = tables.only(results, selected)
+    text = " ".join([said.lead, *said.rest])
+    parts = [markup.wrap(line, width) for line in (said.title, said.banner, text) if line]
+    return "\n\n".join([*parts, markup.plain(tables.last_table(results, report.ranking), width)])
 
 
 def markdown_report(report: Report) -> str:
-    parts = [f"# Results: {markup.md(tables.what(report.results.spec))}"]
-    for section in sections(report):
-        if section.heading:
-            parts.append(f"## {markup.md(section.heading)}")
-        parts += map(markup.markdown, section.tables)
-        if section.items:
-            parts.append(markup.markdown_list(section.items))
-    return "\n\n".join(parts) + "\n"
+    said = report.headline
+    parts = [f"# {markup.md(said.title)}", *([f"> {markup.md(said.banner)}"] if said.banner else [])]
+    parts.append(f"**{markup.md(said.lead)}**")
+    parts += [markup.markdown_list([Item("", line) for line in said.rest])] if said.rest else []
+    return "\n\n".join([*parts, *map(markup.markdown_section, sections(report))]) + "\n"
 
 
 def latex_report(report: Report) -> str:
@@ -211,7 +211,11 @@ def _published(report: Report) -> Section:
         shown = published_tables.shown_table(results, report.shown)
         found.append(replace(shown, notes=(*shown.notes, markup.Note("", nothing))) if nothing else shown)
     items = (Item("", nothing),) if nothing and not report.shown else ()
-    return Section("Against published numbers", tuple(found), items)
+    count = sum(len(comparison.entries) for comparison in report.comparisons)
+    elsewhere = sum(len(numbers) for _, numbers in report.shown)
+    parts = [f"{tables.counted(count, 'number')} under this protocol, beside these runs"] if count else []
+    parts += [f"{elsewhere} under other protocols, for orientation"] if elsewhere else []
+    return Section("Against published numbers", tuple(found), items, fold="; ".join(parts) if found else "")
 
 
 def _published_row(report: Report, i: int, number: Published | None) -> dict[str, object]:
@@ -223,23 +227,25 @@ def _published_row(report: Report, i: int, number: Published | None) -> dict[str
     }
 
 
-def _claims(report: Report) -> tuple[Item, ...]:
-    items = [Item("", _count(report))] if report.verdicts else []
-    for verdict in report.verdicts:
-        body = f"{verdict.text} ({verdict.source}). {verdict.why}"
-        items.append(Item(verdict.verdict, body, tuple(verdict.evidence), verdict.text))
-    return (*items, *(Item("", note) for note in claimcheck.notes(report.results)))
-
-
-def _count(report: Report) -> str:
+def _claims(report: Report) -> Iterable[Section]:
     """Claims about other training than that of this table apart: these runs cannot settle those."""
-    own = report.results.spec.protocol
-    parts = []
-    for where, verdicts in (
-        (f"Claims made under protocol {own}", [v for v in report.verdicts if v.protocol == own]),
-        ("Claims made under other protocols, for orientation only", [v for v in report.verdicts if v.protocol != own]),
-    ):
-        counts = Counter(verdict.verdict for verdict in verdicts)
-        numbers = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
-        parts += [f"{where}: {numbers}."] if verdicts else []
-    return " ".join(parts)
+    protocol = report.results.spec.protocol
+    notes = tuple(Item("", note) for note in claimcheck.notes(report.results))
+    own = [verdict for verdict in report.verdicts if verdict.protocol == protocol]
+    others = [verdict for verdict in report.verdicts if verdict.protocol != protocol]
+    count = f"Claims made under protocol {protocol}: {_count(own)}." if own else ""
+    first = (Item("", count),) if count else ()
+    yield Section("Claims", items=(*first, *map(_verdict, own), *notes))
+    if others:
+        count = f"Made under other protocols, for orientation only: {_count(others)}"
+        yield Section("Claims of other protocols", items=tuple(map(_verdict, others)), fold=count)
+
+
+def _verdict(verdict: claimcheck.Verdict) -> Item:
+    body = f"{verdict.text} ({verdict.source}). {verdict.why}"
+    return Item(verdict.verdict, body, tuple(verdict.evidence), verdict.text)
+
+
+def _count(verdicts: Iterable[claimcheck.Verdict]) -> str:
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    return ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -68,7 +70,9 @@ def make(
     runs = grid.runs if runs is None else runs
     made = report.make(grid.spec, runs, now=NOW)
     sections = report.sections(made)
-    return pages.page(made.results, sections, pictures or {}, runs, Curves(curves(runs, out)), out), made.results
+    return pages.page(
+        made.results, made.headline, sections, pictures or {}, runs, Curves(curves(runs, out)), out
+    ), made.results
 
 
 def check(text: str) -> Read:
@@ -86,9 +90,12 @@ def check(text: str) -> Read:
             else:
                 assert address.startswith("data:image/png;base64,") or not re.match(r"[a-z]+:|//|/", address, re.I)
         assert not [name for name in attributes if name.startswith("on")]
-    assert not {"script", "link", "iframe", "object", "form", "base"} & {name for name, _ in read.elements}
+    (script,) = re.findall("<script>(.*)</script></body>", text, re.S)
+    assert script == pages.SCRIPT.read_text(encoding="utf-8") and len(read.all("script")) == 1
+    assert not {"link", "iframe", "object", "form", "base"} & {name for name, _ in read.elements}
     (policy,) = [m["content"] for m in read.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and policy.endswith(f"; script-src 'sha256-{digest}'")
     styles = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in styles and "@import" not in styles and "prefers-color-scheme: dark" in styles
     assert read.all("html")[0]["lang"] == "en" and len(read.all("h1")) == len(read.all("main")) == 1
@@ -267,7 +274,7 @@ def test_a_page_of_ten_thousand_runs_is_small():
     made = report.make(grid.spec, grid.runs, now=NOW)
     asked = []
     source = Curves(lambda run_id: asked.append(run_id) or [])
-    text = pages.page(results, report.sections(made), {}, grid.runs, source)
+    text = pages.page(results, made.headline, report.sections(made), {}, grid.runs, source)
     assert len(text) < 500_000 and not asked  # no curve was read
 
 
