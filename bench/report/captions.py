@@ -29,10 +29,10 @@ CAPTIONS = {
         "Heat map of the gain of each method on each pair; the means over pairs are in the table over all pairs.",
     ),
     "difference": Caption(
-        "Ours minus published",
+        "Measured minus published",
         "Only numbers of the same protocol are subtracted, one panel a source. Blue is above the published number, red "
-        "below. Bold: beyond both 0.5 points and twice our standard deviation over seeds. Hatched: published, but not "
-        "measured here. Grey: not published.",
+        "below. Bold: beyond both 0.5 points and twice the standard deviation over seeds. Hatched: "
+        "published, but not measured here. Grey: not published.",
         "Heat map of differences to published numbers; the same differences are in the tables above.",
     ),
     "curves": Caption(

@@ -160,9 +160,9 @@ def published_frame(report: Report) -> pd.DataFrame:
     for comparison in report.comparisons:
         for i, entry in comparison.entries.items():
             same = {
-                "our_n": entry.ours.n,
-                "our_mean": entry.ours.mean,
-                "our_std": entry.ours.std,
+                "measured_n": entry.measured.n,
+                "measured_mean": entry.measured.mean,
+                "measured_std": entry.measured.std,
                 "difference": entry.difference,
                 "difference_best": entry.difference_best,
                 "far": entry.far,
@@ -170,9 +170,9 @@ def published_frame(report: Report) -> pd.DataFrame:
             rows.append(_published_row(report, i, entry.published) | {"same_protocol": True} | same)
     for _, numbers in report.shown:
         rows += [_published_row(report, i, number) | {"same_protocol": False} for i, number in numbers.items()]
-    columns = ("our_n", "our_mean", "our_std", "difference", "difference_best", "far")
+    columns = ("measured_n", "measured_mean", "measured_std", "difference", "difference_best", "far")
     names = [*_published_row(report, 0, None), "same_protocol", *columns] if report.results.cells else []
-    return pd.DataFrame(rows, columns=names).astype({"seeds": "Int64", "our_n": "Int64"} if names else {})
+    return pd.DataFrame(rows, columns=names).astype({"seeds": "Int64", "measured_n": "Int64"} if names else {})
 
 
 def claims_frame(report: Report) -> pd.DataFrame:

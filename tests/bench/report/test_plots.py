@@ -50,6 +50,7 @@ def run(top1: float, seed: int, epochs: int = 60, train_s: float = 100.0, **term
 def grid_of(pairs: int, methods: int, seeds: int, protocol: str = "streamlined") -> Grid:
     rng = np.random.default_rng(0)
     grid = Grid(protocol, PAIRS[:pairs])
+    grid.name = "full"
     for pair in grid.pairs:
         grid.add("Teacher", "teacher", pair, 75.0)
         grid.add("Student", "student", pair, *[run(69.0, seed, ce=1.0) for seed in range(seeds)])
