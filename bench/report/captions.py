@@ -17,7 +17,7 @@ CAPTIONS = {
         "Top-1 accuracy at the last epoch",
         "One panel a pair, one line a method: every dot is a run (one seed), the upright tick is their mean. The "
         "vertical lines are the means of the Teacher and Student rows. Open markers are published numbers of the same "
-        "protocol, one shape a source.",
+        "protocol, one shape a source; those of a best epoch are left out, since this axis is the last epoch.",
         "Dot plot of every run's accuracy; the means are in the results table, the runs in the section on cells.",
     ),
     "gain": Caption(
