@@ -23,6 +23,8 @@ from bench.report.published import Published, Reference
 from bench.report.ranking import Ranking, rank
 from bench.report.statistics import Aggregate, aggregate
 
+LATEX = "latex"  # the folder of one file a table
+
 
 @dataclass(frozen=True)
 class Report:
@@ -76,13 +78,18 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.md": markdown_report(report),
-        "table.tex": latex_report(report),
+        **latex_files(report),
         "table.csv": csv(table_frame(report)),
         "runs.csv": csv(runs_frame(report.results)),
         "published.csv": csv(published_frame(report)),
         "claims.csv": csv(claims_frame(report)),
     }
+    (out / LATEX).mkdir(exist_ok=True)
     written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
+    for path in (out / LATEX).glob("*.tex"):
+        # Of a table that there is no more reason for; what a person put there stays.
+        if path not in written and path.read_bytes().startswith(latex.comment([latex.USE]).encode()):
+            path.unlink()
     read, pictures = Curves(curves(runs, out)), {}
     if plots:
         from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
@@ -131,15 +138,26 @@ def markdown_report(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex_report(report: Report) -> str:
-    """The tables as floats, the footer under the first of them; other lists are left to the other notations."""
-    made_of = markup.Note("", " ".join(tables.footer(report.results, report.now)))
-    parts = [latex.PREAMBLE]
-    for section in sections(report):
-        for table in section.tables:
-            first = len(parts) == 1
-            parts.append(latex.latex(replace(table, notes=(*table.notes, made_of)) if first else table))
-    return "\n\n".join([*parts, latex.END]) + "\n"
+def latex_tables(report: Report) -> dict[str, str]:
+    """Each table as a float, by the name of its file; lists are left to the other notations.
+
+    Versions, dates and the like are no part of a paper's table: see `latex_files`.
+    """
+    archs = [arch for pair in report.results.pairs for arch in pair]
+    origin = f" ({tables.what(report.results.spec)})"
+    found = [table for section in sections(report) for table in section.tables]
+    made = [latex.for_paper(replace(table, caption=table.caption.replace(origin, "")), archs) for table in found]
+    return {table.name: latex.latex(table) for table in made}
+
+
+def latex_files(report: Report) -> dict[str, str]:
+    """table.tex, a document with all tables, and a file for each; what they are made of is a comment at their head."""
+    made_of, found = tables.footer(report.results, report.now), latex_tables(report)
+    document = [latex.comment(made_of), latex.PREAMBLE, *found.values(), latex.END]
+    pieces = {
+        f"{LATEX}/{name}.tex": f"{latex.comment([latex.USE, *made_of])}\n{text}\n" for name, text in found.items()
+    }
+    return {"table.tex": "\n\n".join(document) + "\n", **pieces}
 
 
 def table_frame(report: Report) -> pd.DataFrame:
