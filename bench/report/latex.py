@@ -126,8 +126,8 @@ def for_paper(table: Table, archs: Sequence[str]) -> Table:
 
 
 def comment(lines: Iterable[str]) -> str:
-    """Lines that no engine prints. What is not ASCII is left out of them: an older engine stops at it even there."""
-    return "\n".join(f"% {clean(line).encode('ascii', 'replace').decode()}" for line in lines)
+    """Lines that no engine prints. Escaped all the same: an older engine stops at odd characters even there."""
+    return "\n".join(f"% {line if line == USE else escape(line)}" for line in lines)
 
 
 def escape(text: str) -> str:

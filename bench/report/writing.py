@@ -14,6 +14,7 @@ import pandas as pd
 from bench.cells import RunStatus, TableSpec
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
+from bench.report.captions import CAPTIONS
 from bench.report.comparison import Comparison, compare, shown_only
 from bench.report.curves import Curves
 from bench.report.frames import Results, cells_frame, collect, curves, runs_frame
@@ -69,12 +70,15 @@ def sections(report: Report) -> tuple[Section, ...]:
     return (*found, Section("What this table is made of", items=tuple(made_of)))
 
 
-def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True) -> list[Path]:
+def write(
+    out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True, source: Path | None = None
+) -> list[Path]:
     """Write the report into `out` and return the files written. Each appears whole or not at all.
 
-    With `plots`, plots of an earlier report that these runs give no reason to draw are removed, so that no picture
-    contradicts the table beside it.
+    `source` is the results folder, where it is not `out`. Plots of an earlier report that are not drawn anew are
+    removed, without `plots` all of them, so that no picture contradicts the table beside it.
     """
+    source = source or out
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.md": markdown_report(report),
@@ -90,11 +94,14 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
         # Of a table that there is no more reason for; what a person put there stays.
         if path not in written and path.read_bytes().startswith(latex.comment([latex.USE]).encode()):
             path.unlink()
-    read, pictures = Curves(curves(runs, out)), {}
-    if plots:
+    read, pictures, folder = Curves(curves(runs, source)), {}, out / "plots"
+    if not plots:
+        for name in CAPTIONS:
+            for path in folder.glob(f"{name}.*"):
+                path.unlink()
+    else:
         from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
 
-        folder = out / "plots"
         drawn = draw(report.results, read)
         pictures = {name: images["png"] for name, images in drawn.items() if images["png"]}
         for name, images in drawn.items():
@@ -105,7 +112,9 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
                 else:
                     folder.mkdir(exist_ok=True)
                     written.append(write_whole(path, image))
-    text = page(report.results, sections(report), pictures, runs, read, out)
+    text = page(report.results, sections(report), pictures, runs, read, source)
+    if source != out:
+        text = text.replace('href="runs/', f'href="{Path(os.path.relpath(source, out)).as_posix()}/runs/')
     return [*written, write_whole(out / "report.html", text.encode())]
 
 
