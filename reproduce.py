@@ -181,16 +181,26 @@ def _status(args: argparse.Namespace) -> int:
     outline = _outline(args)
     found = states.look(outline, args.out, args.only)
     print(status.report(outline, args.out, found))
+    for _, other in states.other_grids(args.out) if args.grid is None else ():
+        if isinstance(other, BadInput):
+            print(f"also here: {other}")
+        else:
+            print(f"also here: {status.headline(other, states.look(other, args.out))}")
     return states.exit_status(found)
 
 
 def _report(args: argparse.Namespace) -> int:
     outline = _outline(args)
-    from jobs import results  # pandas is slow to import, and a wrong request need not wait for it
+    from jobs import results, states  # pandas is slow to import, and a wrong request need not wait for it
 
     if args.compare:
         return results.compare(outline, args.out, args.compare)
-    return results.report(outline, args.out, args.only, plots=not args.no_plots)
+    if args.grid is not None and (place := states.report_place(outline, args.out)) != args.out:
+        from bench import grid as grids  # another grid than the last one: its report is to be found again
+
+        place.mkdir(parents=True, exist_ok=True)
+        grids.keep(_grid(args), place)
+    return results.report(outline, args.out, args.only, plots=not args.no_plots, refresh=args.grid is None)
 
 
 def _request(args: argparse.Namespace):

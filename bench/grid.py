@@ -23,7 +23,6 @@ from bench.cells import Cell
 from bench.cost import cost_flop
 from bench.datasets import NUM_CLASSES, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
-from bench.store import KEPT
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
@@ -224,8 +223,8 @@ def _check_row(entry: str | RowEntry, grid: GridFile, recipe: protocols.Protocol
         return
     if elsewhere := [name for name in protocols.names() if entry in protocols.load(name).rows]:
         raise BadInput(
-            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: choose one that has it '
-            f"({', '.join(elsewhere)}), or leave the row out"
+            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: '
+            f"choose one that has it ({', '.join(elsewhere)}), or leave the row out"
         )
 
 
@@ -349,9 +348,9 @@ def _no_collision(known: Run, run: Run) -> None:
 
 
 def keep(grid: Grid, out: Path) -> None:
-    """Write the expanded grid beside the results."""
-    store.write_json(
-        out / KEPT,
+    """Write the expanded grid beside the results; `out` remembers the grids that it was used for before."""
+    store.keep_plan(
+        out,
         {
             "grid": grid.name,
             "protocol": grid.protocol.model_dump(mode="json"),

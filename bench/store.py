@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 # torch takes seconds to import: it is imported where tensors are read or written, so that states are told without it.
 
 KEPT = "plan.json"  # in the results folder: the grid it was last used for, so that it can be read without the grid
+REPORTS = "reports"  # in the results folder: reports of other grids that it was used for, each with its plan.json
 SCHEMA = 1  # of result.json
 CURVE = b'\n "curve": '  # where the last and by far the largest part of a result.json begins
 
@@ -62,6 +64,33 @@ class RunFolder:
 
 def run_folder(out: Path, run_id: str) -> RunFolder:
     return RunFolder(out / "runs" / run_id)
+
+
+def report_folder(out: Path, grid: str, protocol: str) -> Path:
+    """Where the report of a grid lies while the results folder itself has another grid's: by grid and protocol."""
+    name = grid if grid == protocol else f"{grid}-{protocol}"
+    plain = re.sub(r"[^\w.-]|^\.", "_", name, flags=re.ASCII)[:100]
+    return out / REPORTS / (plain if plain == name else f"{plain}-{zlib.crc32(name.encode('utf-8', 'replace')):08x}")
+
+
+def report_folder_of(out: Path, plan: dict[str, Any]) -> Path | None:
+    """The same for a parsed plan.json; None where it does not say which grid it is of."""
+    protocol = plan.get("protocol")
+    names = plan.get("grid"), protocol.get("name") if isinstance(protocol, dict) else None
+    return report_folder(out, *names) if all(isinstance(name, str) for name in names) else None
+
+
+def keep_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Write plan.json; one that is there and of another grid goes to the folder of that grid's report."""
+    try:
+        old = read_json(out / KEPT)
+    except Damaged:
+        old = None
+    place = report_folder_of(out, old) if old else None
+    if place and place != report_folder_of(out, plan):
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / KEPT, old)
+    write_json(out / KEPT, plan)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
+from bench import store
 from bench.commandline import DONE
 from bench.report import compare as comparison
 from bench.report import frames
@@ -20,18 +21,40 @@ from zoo.errors import BadInput
 T = TypeVar("T")
 
 
-def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True) -> int:
-    """Write the report into `out`; print the answer, the selected cells and where the rest is. Returns exit status."""
+def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True, refresh: bool = False) -> int:
+    """Write the report; print the answer, the selected cells and where the rest is. Returns the exit status.
+
+    It lies in `out` itself for the grid that `out` was last used for, where it takes the place of another grid's; that
+    one is written below reports/. With `refresh` the reports of all grids that `out` was used for are made again.
+    """
     only = list(only)
+    place = states.report_place(outline, out)
+    for folder, other in states.other_grids(out):
+        if folder == place or not (refresh or (place == out and not (folder / "table.md").exists())):
+            continue
+        if isinstance(other, BadInput):
+            print(f"not made again: {other}", file=sys.stderr)
+        else:
+            _write(other, out, folder, states.look(other, out, to_start=False), plots)
+            print(f"wrote the report of grid {other.grid}, protocol {other.protocol}: {folder / 'table.md'}")
     found = states.look(outline, out, only, to_start=False)
-    made = reports.make(outline, found.statuses, out)
-    written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
+    made, written = _write(outline, out, place, found, plots)
+    if place == out:  # not twice
+        shutil.rmtree(store.report_folder(out, outline.grid, outline.protocol), ignore_errors=True)
     print()  # between what went before, failures last of all, and the answer
     print(reports.terminal(made, _width(), states.select_cells(outline, only) if only else None))
-    tables = [path.name for path in written if path.parent == out and path.suffix != ".html"]
-    drawn = f"; {len(written) - len(tables) - 1} plots in {out / 'plots'}" if len(written) > len(tables) + 1 else ""
-    print(f"\nwrote {', '.join(tables)} in {out}{drawn}\nthe whole report: {out / 'report.html'}")
+    files = [path.name for path in written if path.parent == place and path.suffix != ".html"]
+    parts = {name: sum(path.parent == place / name for path in written) for name in ("latex", "plots")}
+    beside = "".join(f", {count} files in {place / name}" for name, count in parts.items() if count)
+    print(f"\nwrote {', '.join(files)} in {place}{beside}\nthe whole report: {place / 'report.html'}")
     return states.exit_status(found)
+
+
+def _write(
+    outline: Outline, out: Path, place: Path, found: states.States, plots: bool
+) -> tuple[reports.Report, list[Path]]:
+    made = reports.make(outline, found.statuses, out)
+    return made, _writing(lambda: reports.write(place, made, found.statuses, plots=plots, source=out), out)
 
 
 def compare(outline: Outline, out: Path, other: Path) -> int:

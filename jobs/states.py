@@ -81,6 +81,30 @@ def read_kept(out: Path) -> Outline | None:
         raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
 
 
+def report_place(outline: Outline, out: Path) -> Path:
+    """Where a grid's report lies: in `out` itself for the grid that it was last used for, else below reports/."""
+    place = store.report_folder(out, outline.grid, outline.protocol)
+    try:
+        latest = store.read_json(out / store.KEPT)
+    except store.Damaged:
+        latest = None
+    return place if latest and store.report_folder_of(out, latest) not in (None, place) else out
+
+
+def other_grids(out: Path) -> list[tuple[Path, Outline | BadInput]]:
+    """The grids that `out` was used for before the last one: the folder of each one's report, and what it is of."""
+    found = []
+    for path in sorted((out / store.REPORTS).glob(f"*/{store.KEPT}")):
+        try:
+            outline = read_kept(path.parent)
+        except BadInput as fault:
+            found.append((path.parent, fault))
+            continue
+        if outline and report_place(outline, out) != out:
+            found.append((path.parent, outline))
+    return found
+
+
 def _cell(entry: Mapping[str, Any]) -> Cell:
     texts = {name: _text(value) for name, value in entry.items() if name != "run_ids"}
     cell = Cell(**texts, run_ids=tuple(map(_text, entry["run_ids"])))

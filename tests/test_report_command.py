@@ -350,7 +350,7 @@ def test_compare_two_protocols(folder: Path, tmp_path: Path):
     assert reproduce.main(["--out", str(folder), "--compare", str(tmp_path / "other")]) == 0
     written = (folder / "compare.md").read_text(encoding="utf-8")
     assert "Welch 3, 2" in written and "The protocols differ" in written
-    assert "**only theirs**: KD on wrn_40_2 → wrn_16_2" in written and "No run is done on both sides." in written
+    assert "**only other**: KD on wrn_40_2 → wrn_16_2" in written and "No run is done on both sides." in written
 
 
 def test_compare_with_what_it_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -18,7 +18,7 @@ CAPTIONS = {
         "Top-1 accuracy at the last epoch",
         "One panel a pair, one line a method: every dot is a run (one seed), the upright tick is their mean. The "
         "vertical lines are the means of the Teacher and Student rows. Open markers are published numbers of the same "
-        "protocol, one shape a source.",
+        "protocol, one shape a source; those of a best epoch are left out, since this axis is the last epoch.",
         "Dot plot of every run's accuracy; the means are in the results table, the runs in the section on cells.",
     ),
     "gain": Caption(
@@ -30,9 +30,9 @@ CAPTIONS = {
         "Grey cells are unfinished; a mean over other pairs than those of the rest is pale.",
     ),
     "difference": Caption(
-        "Ours minus published",
+        "Measured minus published",
         "Only numbers of the same protocol are subtracted, one panel a source. Blue is above the published number, red "
-        "below. Bold: beyond both 0.5 points and twice our standard deviation over seeds. Grey: not published.",
+        "below. Bold: beyond both 0.5 points and twice the standard deviation over seeds. Grey: not published.",
         "Heat map of differences to published numbers; the same differences are in the tables above.",
         "Hatched: published, but not measured here.",
     ),

@@ -22,7 +22,7 @@ METRICS = (
     *("val_top1_last", "val_top1_best"),  # of runs with a validation split
 )
 INTERVAL_RULE = (
-    "diff: ours − theirs. paired 3: mean over 3 runs that both sides have (the same id is the same method, "
+    "paired 3: mean over 3 runs that both sides have (the same id is the same method, "
     "parameters, data, protocol, precision and seed), and Student's t interval of their differences. Welch 3, 3: the "
     "runs are not the same, so the interval is that of two independent samples. Both two-sided at 95 %, Student's t "
     "from SciPy, without correction for the number of cells. One run has no interval."
@@ -103,6 +103,18 @@ def sections(ours: Side, theirs: Side) -> tuple[Section, ...]:
     )
 
 
+def names(ours: Side, theirs: Side) -> tuple[str, str]:
+    """What the columns are called: the ends of the two folders' names, as long as it takes to tell them apart."""
+    parts = [
+        tuple(part for part in side.name.split("/") if part not in ("", ".")) or (side.name,) for side in (ours, theirs)
+    ]
+    for length in range(1, max(map(len, parts)) + 1):
+        left, right = ("/".join(part[-length:]) for part in parts)
+        if left != right:
+            return left, right
+    return "first", "second"
+
+
 def markdown(ours: Side, theirs: Side, now: datetime) -> str:
     """compare.md."""
     parts = [f"# Comparison: {markup.md(ours.name)} beside {markup.md(theirs.name)}"]
@@ -153,7 +165,7 @@ def _sides(ours: Side, theirs: Side) -> Table:
     return Table(
         name="sides",
         caption="What is compared.",
-        columns=(("ours", ""), ("theirs", ""), ("", "")),
+        columns=(*((name, "") for name in names(ours, theirs)), ("", "")),
         sections=(("", tuple(lines)),),
         notes=tuple(notes),
         corner="",
@@ -211,9 +223,12 @@ def _cells_table(ours: Side, theirs: Side) -> Table:
     return Table(
         name="cells",
         caption="Top-1 accuracy (%) at the last epoch, mean ± std over seeds.",
-        columns=(("ours", ""), ("theirs", ""), ("diff", ""), ("interval", ""), ("how", "")),
+        columns=(*((name, "") for name in names(ours, theirs)), ("diff", ""), ("interval", ""), ("how", "")),
         sections=tuple((pair, tuple(by_pair[pair])) for pair in order if pair in by_pair),
-        notes=tuple(_cells_notes(found, [*left.values(), *right.values()])),
+        notes=(
+            Note("", "diff: {} − {}.".format(*names(ours, theirs))),
+            *_cells_notes(found, [*left.values(), *right.values()]),
+        ),
     )
 
 
@@ -263,7 +278,8 @@ def _cells_notes(found: list[Difference], summaries: list[CellSummary]) -> Itera
 def _only(ours: Side, theirs: Side) -> tuple[Item, ...]:
     left, right = cells(ours), cells(theirs)
     items = []
-    for words, here, there in (("only ours", left, right), ("only theirs", right, left)):
+    mine, other = names(ours, theirs)
+    for words, here, there in ((f"only {mine}", left, right), (f"only {other}", right, left)):
         rows: dict[str, list[str]] = {}
         for key, summary in here.items():
             if key not in there:

@@ -1,4 +1,4 @@
-"""Our numbers beside published ones: subtracted where protocol and data are the same, else only shown."""
+"""Measured numbers beside published ones: subtracted where protocol and data are the same, else only shown."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _ROUNDING = 1e-9  # of binary fractions: 71.16 - 70.66 is not more than 0.5
 
 @dataclass(frozen=True)
 class Entry:
-    """A published number and ours of the same cell, protocol and data.
+    """A published number and the measured one of the same cell, protocol and data.
 
-    Ours is the last epoch, or the best one where the source has that. Where the source does not say, it is the last,
-    and `difference_best` is what our best epoch would give: the truth may be either.
+    Measured is the last epoch, or the best one where the source has that. Where the source does not say, it is the
+    last, and `difference_best` is what the measured best epoch would give: the truth may be either.
     """
 
     published: Published
-    ours: Score
-    difference: float | None  # ours - published; None where there is nothing to subtract
+    measured: Score
+    difference: float | None  # measured - published; None where there is nothing to subtract
     difference_best: float | None  # only for an unstated statistic
     far: bool | None  # beyond FAR_POINTS and FAR_STDS sample deviations; None where one run has no deviation
 
@@ -38,8 +38,8 @@ class Comparison:
 def compare(results: Results) -> list[Comparison]:
     """One comparison for each source under the table's protocol that has a number for one of its cells.
 
-    Like statistic meets like: a source's last epoch our last, its best our best. Cells trained on other data are
-    counted and never subtracted.
+    Like statistic meets like: a source's last epoch the runs' last, its best their best. Cells trained on other data
+    are counted and never subtracted.
     """
     comparisons = []
     for reference in references(results.spec.protocol):
@@ -69,8 +69,8 @@ def shown_only(results: Results) -> list[tuple[Reference, Mapping[int, Published
 
 
 def _entry(published: Published, summary: CellSummary) -> Entry:
-    def minus(ours: Score) -> float | None:
-        return None if ours.mean is None else ours.mean - published.top1
+    def minus(measured: Score) -> float | None:
+        return None if measured.mean is None else measured.mean - published.top1
 
     if published.statistic == "best":
         return Entry(published, summary.best, minus(summary.best), None, _far(published, summary.best))
@@ -82,11 +82,11 @@ def _entry(published: Published, summary: CellSummary) -> Entry:
     return Entry(published, summary.last, minus(summary.last), best, far)
 
 
-def _far(published: Published, ours: Score) -> bool | None:
-    if ours.mean is None or ours.std is None:
+def _far(published: Published, measured: Score) -> bool | None:
+    if measured.mean is None or measured.std is None:
         return None
-    size = abs(ours.mean - published.top1) - _ROUNDING
-    return size > FAR_POINTS and size > FAR_STDS * ours.std
+    size = abs(measured.mean - published.top1) - _ROUNDING
+    return size > FAR_POINTS and size > FAR_STDS * measured.std
 
 
 def as_published(summary: CellSummary) -> bool:

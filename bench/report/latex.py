@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from bench.report.frames import clean
 from bench.report.markup import Line, Note, Table, Text
+from bench.report.names import in_text
 
 # Text widths of the narrowest usual page: article with two columns, both together and one. And the height of the
 # shortest: a float that is taller is never placed well, and hides all floats behind it.
@@ -22,18 +23,19 @@ HEAD_PT, SECTION_PT = 34.0, 5.0  # of a tabular's rules, headings and the space 
 CAPTION_PT, CAPTION_DIGIT_PT = 12.0, 5.0  # captions are set in the size of the text
 NOTE_PT, NOTE_DIGIT_PT = 8.1, 3.9  # notes are set in \scriptsize: a line, and a letter with its share of blanks
 NOTES_PT = 130.0  # what notes may count on
+# What the report's tables are called in a paper: the names of their files and labels, where they are not their own.
+FILES = {"last": "results", "pairs": "aggregate"}
 MOST_NOTE = 150  # letters of a footnote; table.md has the whole
 # Widths in digits of what is not about as wide as one.
 _WIDTHS = {" ": 0.67, ".": 0.55, ",": 0.55, "(": 0.78, ")": 0.78}
 _WIDTHS |= {"±": 1.6, "−": 1.6, "✗": 1.6, "⊘": 1.6, "→": 2.0, "—": 2.0, "…": 2.4}
 
-PREAMBLE = r"""% In a paper: \usepackage{booktabs}, then \input this file.
-% To compile it alone: uncomment the lines that begin with %%.
-%% \documentclass[10pt]{article}
-%% \usepackage[a4paper,margin=18mm]{geometry}
-%% \usepackage{booktabs}
-%% \begin{document}"""
-END = r"%% \end{document}"
+USE = r"In a paper: \usepackage{booktabs}, then \input this file, or paste it."
+PREAMBLE = r"""\documentclass[10pt]{article}
+\usepackage[a4paper,margin=18mm]{geometry}
+\usepackage{booktabs}
+\begin{document}"""
+END = r"\end{document}"
 
 _CHARACTERS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
@@ -105,6 +107,27 @@ def latex(table: Table) -> str:
             lines += [*notes, r"\end{minipage}"]
         floats.append("\n".join([*lines, rf"\end{{table{starred}}}"]))
     return "\n\n".join(floats)
+
+
+def for_paper(table: Table, archs: Sequence[str]) -> Table:
+    """The table with its networks as papers print them, and a name to be cited by."""
+
+    def said(text: str) -> str:
+        return in_text(text, archs)
+
+    return replace(
+        table,
+        name=FILES.get(table.name, table.name),
+        caption=said(table.caption),
+        columns=tuple((said(upper), said(lower)) for upper, lower in table.columns),
+        sections=tuple((said(heading), lines) for heading, lines in table.sections),
+        notes=tuple(replace(note, body=said(note.body)) for note in table.notes),
+    )
+
+
+def comment(lines: Iterable[str]) -> str:
+    """Lines that no engine prints. Escaped all the same: an older engine stops at odd characters even there."""
+    return "\n".join(f"% {line if line == USE else escape(line)}" for line in lines)
 
 
 def escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Our numbers beside published ones as tables: subtracted under the same protocol, only shown under another."""
+"""Measured numbers beside published ones as tables: subtracted under the same protocol, only shown under another."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from bench.report.tables import (
 )
 
 UNSTATED, UNCONFIRMED, FAR = "‡", "¶", "◊"
-FAR_RULE = f"the difference exceeds both {FAR_POINTS:g} points and twice our sample standard deviation over seeds"
+FAR_RULE = f"the difference exceeds both {FAR_POINTS:g} points and twice the sample standard deviation over seeds"
 CAPTIONS = {
     "last": "last epoch on both sides",
     "best": "best epoch on both sides, selected on test data",
-    "unstated": "our last epoch beside a statistic that the source does not state",
+    "unstated": "the measured last epoch beside a statistic that the source does not state",
 }
 
 
 def published_table(results: Results, comparison: Comparison, number: int) -> Table:
-    """One source under the table's own protocol: published, ours and difference where both have the cell."""
+    """One source under the table's own protocol: published, measured and difference where both have the cell."""
     footnotes, reference, position = Footnotes(), comparison.reference, positions(results)
     entries = {id(results.cells[i]): entry for i, entry in comparison.entries.items()}
 
@@ -44,7 +44,7 @@ def published_table(results: Results, comparison: Comparison, number: int) -> Ta
         difference = ABSENT if entry.difference is None else signed(entry.difference)
         return [
             Text(percent(entry.published.top1), _marks(entry.published, footnotes)),
-            Text(written(entry.ours, with_std=False) or sign(summary), (MIXED,) if summary.mixed else (), cell=i),
+            Text(written(entry.measured, with_std=False) or sign(summary), (MIXED,) if summary.mixed else (), cell=i),
             Text(difference, (FAR,) if entry.far else (), cell=i),
         ]
 
@@ -52,12 +52,12 @@ def published_table(results: Results, comparison: Comparison, number: int) -> Ta
     rows = sections(lines, pairs, triple)
     return Table(
         name=f"published-{number}",
-        caption=f"Against published numbers: {reference.source}. Top-1 accuracy (%): published / ours / "
-        f"ours − published, {CAPTIONS[reference.statistic]} ({what(results.spec)}).",
+        caption=f"Against published numbers: {reference.source}. Top-1 accuracy (%): published / measured / "
+        f"measured − published, {CAPTIONS[reference.statistic]} ({what(results.spec)}).",
         columns=tuple(
             (f"{teacher} → {student}", part)
             for teacher, student in pairs
-            for part in ("published", "ours", "difference")
+            for part in ("published", "measured", "difference")
         ),
         sections=rows,
         notes=(*footnotes.notes(), *_notes(results, comparison)),
@@ -136,7 +136,7 @@ def _notes(results: Results, comparison: Comparison) -> Iterable[Note]:
     yield from _mark_notes(published, _if_best(entries))
     yield from _far_notes(entries)
     yield from mixed_notes(results.cells[i] for i in comparison.entries)
-    if any(entry.ours.n not in (0, entry.ours.wanted) for entry in entries):
+    if any(entry.measured.n not in (0, entry.measured.wanted) for entry in entries):
         yield Note("", PARTIAL_RULE)
     if note := SOURCE_NOTES.get(comparison.reference.source):
         yield Note("", note)
@@ -151,9 +151,9 @@ def _if_best(entries: Iterable[Entry]) -> str:
     """What the differences would be if the unstated statistic were the best epoch."""
     shifts = [e.difference_best - e.difference for e in entries if None not in (e.difference, e.difference_best)]
     if not shifts:
-        return "; set beside our last epoch"
+        return "; set beside the measured last epoch"
     mean = signed(math.fsum(shifts) / len(shifts))
-    return f"; set beside our last epoch. Beside our best epoch the differences would be {mean} in the mean"
+    return f"; set beside the measured last epoch. Beside the best epoch the differences would be {mean} in the mean"
 
 
 def _far_notes(entries: Sequence[Entry]) -> Iterable[Note]:
@@ -163,7 +163,7 @@ def _far_notes(entries: Sequence[Entry]) -> Iterable[Note]:
         return
     judged = [entry for entry in entries if entry.far is not None]
     if judged:
-        both = ", beside our last and our best epoch alike" if judged[0].published.statistic == "unstated" else ""
+        both = ", beside the measured last and best epoch alike" if judged[0].published.statistic == "unstated" else ""
         far = sum(entry.far for entry in judged)
         of = f"of {counted(len(judged), 'cell')} with a deviation."
         # A mark that stands nowhere is not explained; that it stands nowhere is worth a sentence.

@@ -14,6 +14,7 @@ import pandas as pd
 from bench.cells import Cell, RunStatus, TableSpec
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
+from bench.report.captions import CAPTIONS
 from bench.report.comparison import Comparison, compare, shown_only
 from bench.report.curves import Curves
 from bench.report.frames import Results, cells_frame, collect, curves, runs_frame
@@ -23,6 +24,8 @@ from bench.report.page import page
 from bench.report.published import Published, Reference
 from bench.report.ranking import Ranking, rank
 from bench.report.statistics import Aggregate, aggregate
+
+LATEX = "latex"  # the folder of one file a table
 
 
 @dataclass(frozen=True)
@@ -75,27 +78,38 @@ def sections(report: Report) -> tuple[Section, ...]:
     return (*found, Section("What this table is made of", items=tuple(made_of)))
 
 
-def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True) -> list[Path]:
+def write(
+    out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True, source: Path | None = None
+) -> list[Path]:
     """Write the report into `out` and return the files written. Each appears whole or not at all.
 
-    With `plots`, plots of an earlier report that these runs give no reason to draw are removed, so that no picture
-    contradicts the table beside it.
+    `source` is the results folder, where it is not `out`. Plots of an earlier report that are not drawn anew are
+    removed, without `plots` all of them, so that no picture contradicts the table beside it.
     """
+    source = source or out
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.md": markdown_report(report),
-        "table.tex": latex_report(report),
+        **latex_files(report),
         "table.csv": csv(table_frame(report)),
         "runs.csv": csv(runs_frame(report.results)),
         "published.csv": csv(published_frame(report)),
         "claims.csv": csv(claims_frame(report)),
     }
+    (out / LATEX).mkdir(exist_ok=True)
     written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
-    read, pictures = Curves(curves(runs, out)), {}
-    if plots:
+    for path in (out / LATEX).glob("*.tex"):
+        # Of a table that there is no more reason for; what a person put there stays.
+        if path not in written and path.read_bytes().startswith(latex.comment([latex.USE]).encode()):
+            path.unlink()
+    read, pictures, folder = Curves(curves(runs, source)), {}, out / "plots"
+    if not plots:
+        for name in CAPTIONS:
+            for path in folder.glob(f"{name}.*"):
+                path.unlink()
+    else:
         from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
 
-        folder = out / "plots"
         drawn = draw(report.results, read)
         pictures = {name: images["png"] for name, images in drawn.items() if images["png"]}
         for name, images in drawn.items():
@@ -106,7 +120,9 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
                 else:
                     folder.mkdir(exist_ok=True)
                     written.append(write_whole(path, image))
-    text = page(report.results, report.headline, sections(report), pictures, runs, read, out)
+    text = page(report.results, report.headline, sections(report), pictures, runs, read, source)
+    if source != out:
+        text = text.replace('href="runs/', f'href="{Path(os.path.relpath(source, out)).as_posix()}/runs/')
     return [*written, write_whole(out / "report.html", text.encode())]
 
 
@@ -131,15 +147,26 @@ def markdown_report(report: Report) -> str:
     return "\n\n".join([*parts, *map(markup.markdown_section, sections(report))]) + "\n"
 
 
-def latex_report(report: Report) -> str:
-    """The tables as floats, the footer under the first of them; other lists are left to the other notations."""
-    made_of = markup.Note("", " ".join(tables.footer(report.results, report.now)))
-    parts = [latex.PREAMBLE]
-    for section in sections(report):
-        for table in section.tables:
-            first = len(parts) == 1
-            parts.append(latex.latex(replace(table, notes=(*table.notes, made_of)) if first else table))
-    return "\n\n".join([*parts, latex.END]) + "\n"
+def latex_tables(report: Report) -> dict[str, str]:
+    """Each table as a float, by the name of its file; lists are left to the other notations.
+
+    Versions, dates and the like are no part of a paper's table: see `latex_files`.
+    """
+    archs = [arch for pair in report.results.pairs for arch in pair]
+    origin = f" ({tables.what(report.results.spec)})"
+    found = [table for section in sections(report) for table in section.tables]
+    made = [latex.for_paper(replace(table, caption=table.caption.replace(origin, "")), archs) for table in found]
+    return {table.name: latex.latex(table) for table in made}
+
+
+def latex_files(report: Report) -> dict[str, str]:
+    """table.tex, a document with all tables, and a file for each; what they are made of is a comment at their head."""
+    made_of, found = tables.footer(report.results, report.now), latex_tables(report)
+    document = [latex.comment(made_of), latex.PREAMBLE, *found.values(), latex.END]
+    pieces = {
+        f"{LATEX}/{name}.tex": f"{latex.comment([latex.USE, *made_of])}\n{text}\n" for name, text in found.items()
+    }
+    return {"table.tex": "\n\n".join(document) + "\n", **pieces}
 
 
 def table_frame(report: Report) -> pd.DataFrame:
@@ -160,9 +187,9 @@ def published_frame(report: Report) -> pd.DataFrame:
     for comparison in report.comparisons:
         for i, entry in comparison.entries.items():
             same = {
-                "our_n": entry.ours.n,
-                "our_mean": entry.ours.mean,
-                "our_std": entry.ours.std,
+                "measured_n": entry.measured.n,
+                "measured_mean": entry.measured.mean,
+                "measured_std": entry.measured.std,
                 "difference": entry.difference,
                 "difference_best": entry.difference_best,
                 "far": entry.far,
@@ -170,9 +197,9 @@ def published_frame(report: Report) -> pd.DataFrame:
             rows.append(_published_row(report, i, entry.published) | {"same_protocol": True} | same)
     for _, numbers in report.shown:
         rows += [_published_row(report, i, number) | {"same_protocol": False} for i, number in numbers.items()]
-    columns = ("our_n", "our_mean", "our_std", "difference", "difference_best", "far")
+    columns = ("measured_n", "measured_mean", "measured_std", "difference", "difference_best", "far")
     names = [*_published_row(report, 0, None), "same_protocol", *columns] if report.results.cells else []
-    return pd.DataFrame(rows, columns=names).astype({"seeds": "Int64", "our_n": "Int64"} if names else {})
+    return pd.DataFrame(rows, columns=names).astype({"seeds": "Int64", "measured_n": "Int64"} if names else {})
 
 
 def claims_frame(report: Report) -> pd.DataFrame:

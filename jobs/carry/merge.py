@@ -30,7 +30,8 @@ from zoo.errors import BadInput
 FORMAT, SCHEMA = "kd-bench results", 1
 INDEX = "pack.json"  # the last member of a pack: the SHA-256 of every other one
 RUN_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-MEMBER = rf"plan\.json|runs/{RUN_ID}/(config\.json|result\.json|error\.json|log\.txt|weights\.pt|last\.pt)"
+RUN_FILE = r"(config\.json|result\.json|examined\.json|error\.json|log\.txt|weights\.pt|last\.pt)"
+MEMBER = rf"(reports/{RUN_ID}/)?plan\.json|runs/{RUN_ID}/{RUN_FILE}"
 BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 FINISHED, FURTHER, WEIGHTS, NEWS = "finished", "with a further checkpoint", "with weights", "with a failure or a log"
@@ -66,9 +67,29 @@ def unpack(file: Path, out: Path) -> Merged:
             counts[kind] += 1
             if note:
                 notes.append(f"{run_id}: {note}")
-        if (stage / store.KEPT).exists() and not (out / store.KEPT).exists():
-            _place(stage / store.KEPT, out / store.KEPT)  # one that is here is the user's latest grid here
+        _merge_plans(stage, out)
         return Merged(counts, tuple(notes))
+
+
+def _merge_plans(stage: Path, out: Path) -> None:
+    """Grids that are not known here. The latest one that is here stays the latest."""
+    if (stage / store.KEPT).exists() and not (out / store.KEPT).exists():
+        _place(stage / store.KEPT, out / store.KEPT)
+    known = [out / store.KEPT, *out.glob(f"{store.REPORTS}/*/{store.KEPT}")]
+    here = {_report_folder(plan, out) for plan in known}
+    for plan in (stage / store.KEPT, *sorted(stage.glob(f"{store.REPORTS}/*/{store.KEPT}"))):
+        place = _report_folder(plan, out)
+        if place and place not in here:
+            place.mkdir(parents=True, exist_ok=True)
+            _place(plan, place / store.KEPT)
+
+
+def _report_folder(plan: Path, out: Path) -> Path | None:
+    try:
+        found = store.read_json(plan)
+    except store.Damaged:
+        return None
+    return store.report_folder_of(out, found) if found else None
 
 
 def teachers(out: Path) -> dict[str, str]:

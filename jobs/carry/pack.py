@@ -96,7 +96,9 @@ def pack(
         with open(temporary, "wb") as raw, gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as zipped:
             with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 index, room = {}, limit
-                for name, path in [(store.KEPT, out / store.KEPT), *((file.name, file.path) for file in files)]:
+                plans = [out / store.KEPT, *(folder / store.KEPT for folder, _ in states.other_grids(out))]
+                named = [(path.relative_to(out).as_posix(), path) for path in plans]
+                for name, path in [*named, *((file.name, file.path) for file in files)]:
                     content = _content(path)
                     if content is None:
                         continue
@@ -109,7 +111,7 @@ def pack(
                         room -= cost
                     _add(tar, name, content, path)
                     index[name] = hashlib.sha256(content).hexdigest()
-                    if name != store.KEPT:
+                    if path.name != store.KEPT:
                         packed[path.name] += 1
                         runs.add(path.parent.name)
                 said = {"format": merge.FORMAT, "schema": merge.SCHEMA, "weights": weights, "files": index}
@@ -122,7 +124,7 @@ def pack(
 
 
 def keep(out: Path, folder: Path) -> int:
-    """Copy plan.json and the result of each finished run into `folder`; returns how many. Nothing there is removed.
+    """Copy the plans and the result of each finished run into `folder`; returns how many. Nothing there is removed.
 
     BadInput, with nothing copied, where `folder` has another result of a run: a measured number is not replaced unseen.
     """
@@ -145,7 +147,9 @@ def keep(out: Path, folder: Path) -> int:
         run.path.mkdir(parents=True, exist_ok=True)
         _write(run.result, content)
     if done:
-        _write(folder / store.KEPT, (out / store.KEPT).read_bytes())
+        others = [place for place, other in states.other_grids(out) if not isinstance(other, BadInput)]
+        for place in [*others, out]:  # the last one stands on top, as in `out`
+            store.keep_plan(folder, store.read_json(place / store.KEPT))
     return len(done)
 
 
@@ -245,7 +249,7 @@ def _lines(args: argparse.Namespace) -> Iterator[tuple[str, bool]]:
             raise BadInput(f'"{args.paths[0]}" has no finished run to keep')
         from jobs import results  # pandas is slow to import, and only this needs it
 
-        results.report(states.read_kept(args.keep), args.keep)
+        results.report(states.read_kept(args.keep), args.keep, refresh=True)
         yield f"{count} results of {args.paths[0]} in {args.keep}", False
         return
     if args.into is None:

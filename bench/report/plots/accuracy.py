@@ -29,17 +29,17 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
     lines, looks = style.method_lines(results), style.looks_of(results)
     height = 0.6 + 0.19 * max(len(lines), 3)
     figure, panels = style.panels_by_pair(results.pairs, width=2.9, height=height, sharey=True)
-    handles = [
-        Line2D([], [], color="0.3", label="one seed", **SEED),
-        Line2D([], [], color="0.3", label="mean", **MEAN),
-    ]
+    handles = [Line2D([], [], color="0.3", label="one seed", **SEED)]
+    if any(summary.last.n > 1 for line in lines for summary in line):
+        handles.append(Line2D([], [], color="0.3", label="mean", **MEAN))
     tops = {pair: [] for pair in results.pairs}
     for line in lines:
         for summary in line:
             tops[summary.column] += [run.top1_last for run in done(summary.runs)]
+    outside = {pair: ([], []) for pair in results.pairs}  # words for baselines below and above what a panel shows
     for role, look in BASELINES.items():
         means = [(s.column, s.last.mean) for s in results.cells if s.cell.role == role and s.last.n]
-        drawn = [_baseline(panels[pair], role, mean, look, tops[pair]) for pair, mean in means]
+        drawn = [_baseline(panels[pair], role, mean, look, tops[pair], outside[pair]) for pair, mean in means]
         several = any(s.last.n > 1 for s in results.cells if s.cell.role == role)
         label = f"{role.capitalize()}{' (mean)' if several else ''}"
         handles += [Line2D([], [], label=label, **look.line)] if any(drawn) else []
@@ -48,7 +48,8 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
             _row(panels[summary.column], y, summary, looks[style.row_name(summary)].colour)
     place = {id(summary): y for y, line in enumerate(lines) for summary in line}
     published: dict[int, list[float]] = {}
-    for k, comparison in enumerate(comparisons):
+    # A best epoch is no point of this axis.
+    for k, comparison in enumerate(one for one in comparisons if one.reference.statistic != "best"):
         marker = OPEN | {"marker": OPEN_MARKERS[k % len(OPEN_MARKERS)]}
         drawn = False
         for i, entry in comparison.entries.items():
@@ -57,7 +58,8 @@ def accuracy(results: Results, comparisons: Sequence[Comparison]) -> Figure | No
                 published.setdefault(id(summary), []).append(entry.published.top1)
                 drawn = True
         handles += [Line2D([], [], label=_published(comparison.reference), **marker)] if drawn else []
-    for axes in panels.values():
+    for pair, axes in panels.items():
+        style.beyond(axes, *outside[pair], "←→")
         axes.set_yticks(range(len(lines)), [style.plain(line[0].cell.label) for line in lines])
         axes.set_ylim(max(len(lines), 1) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
@@ -98,15 +100,14 @@ def _sign(axes: Axes, y: int, words: str, published: list[float]) -> None:
     )
 
 
-def _baseline(axes: Axes, role: str, mean: float, look: style.Look, others: list[float]) -> bool:
-    """Whether there was room to draw it."""
+def _baseline(
+    axes: Axes, role: str, mean: float, look: style.Look, others: list[float], outside: tuple[list[str], list[str]]
+) -> bool:
+    """Whether there was room to draw it; if not, `outside` says where it is."""
     if not others or not style.far_off(mean, others):
         axes.axvline(mean, zorder=1, **look.line)
         return True
-    right = mean > max(others)
-    words = f"{role.capitalize()} {percent(mean)} →" if right else f"← {role.capitalize()} {percent(mean)}"
-    place = {"ha": "right", "x": 0.99} if right else {"ha": "left", "x": 0.01}
-    axes.text(y=1.0, s=words, transform=axes.transAxes, va="bottom", fontsize=6.5, color="0.35", **place)
+    outside[mean > max(others)].append(f"{role.capitalize()} {percent(mean)}")
     return False
 
 

@@ -100,8 +100,9 @@ def _teacher(axes: Axes, results: Results, pair: tuple[str, str], others: Sequen
         if summary.cell.role != "teacher" or summary.column != pair or mean is None:
             continue
         if style.far_off(mean, others):
-            words = f"Teacher {percent(mean)} {'↑' if mean > max(others) else '↓'}"
-            axes.text(0.99, 0.98, words, transform=axes.transAxes, ha="right", va="top", fontsize=6.5, color="0.35")
+            above = mean > max(others)
+            words = [f"Teacher {percent(mean)}"]
+            style.beyond(axes, [] if above else words, words if above else [], "↓↑")
         else:
             axes.axhline(mean, zorder=0, **style.TEACHER.line)
             drawn = True

@@ -1,4 +1,4 @@
-"""Heat maps, method x pair: gain over the Student row, and ours minus published."""
+"""Heat maps, method x pair: gain over the Student row, and measured minus published."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _forest(
 
 
 def difference(results: Results, comparisons: Sequence[Comparison]) -> Figure | None:
-    """Ours minus published as a heat map, one panel a source, zero in the middle of the colours."""
+    """Measured minus published as a heat map, one panel a source, zero in the middle of the colours."""
     covered = {results.cells[i].column for comparison in comparisons for i in _subtracted(comparison)}
     columns = [pair for pair in results.pairs if pair in covered]
     if not columns:
@@ -141,7 +141,7 @@ def difference(results: Results, comparisons: Sequence[Comparison]) -> Figure | 
     bar = figure.colorbar(image, ax=panels, shrink=min(1.0, 2.5 / height), aspect=18, pad=0.02)
     bar.outline.set_visible(False)
     judged = any(entry.far is not None for comparison in comparisons for entry in comparison.entries.values())
-    bar.set_label("ours − published (points of top-1)" + ("\nbold: beyond 0.5 points and 2 std" if judged else ""))
+    bar.set_label("measured − published (points of top-1)" + ("\nbold: beyond 0.5 points and 2 std" if judged else ""))
     inside = [[e for i, e in c.entries.items() if results.cells[i].column in columns] for c in comparisons]
     legend = []
     if any(entry.difference is None for entries in inside for entry in entries):

@@ -31,6 +31,7 @@ LETTER_INCHES, LINE_INCHES = 0.066, 0.17  # size of text in the font above
 LEAST_INCHES = 5.0  # width of a figure that a legend fits under
 MOST_INCHES = 40.0  # either side of a figure: 6,400 pixels, which every viewer still opens
 MOST_ABREAST = 3
+BEYOND_PT = 6.5  # size of the words for what is beyond an axis
 FAR_POINTS = 5.0  # a baseline that is nearer is always drawn
 # What one figure can show. A larger grid is cut, and the figure says so.
 MOST_PAIRS, MOST_ROWS = 24, 40
@@ -192,6 +193,17 @@ def far_off(value: float, values: Sequence[float]) -> bool:
     """Whether an axis that shows `value` too would press the `values` together: said in words instead."""
     low, high = min(values), max(values)
     return not low - max(2 * (high - low), FAR_POINTS) <= value <= high + max(2 * (high - low), FAR_POINTS)
+
+
+def beyond(axes: Axes, low: Sequence[str], high: Sequence[str], arrows: str) -> None:
+    """Name, between a panel and its title, what lies beyond an end of its axis: each end has a corner, in one line."""
+    for words, x, align in ((low, 0.0, "left"), (high, 1.0, "right")):
+        if words:
+            said = f"{arrows[0]} {', '.join(words)}" if align == "left" else f"{', '.join(words)} {arrows[1]}"
+            look = {"fontsize": BEYOND_PT, "color": "0.35", "va": "bottom", "ha": align}
+            axes.annotate(plain(said), (x, 1.0), (0, 1.5), "axes fraction", textcoords="offset points", **look)
+    if low or high:
+        axes.set_title(axes.get_title(), pad=BEYOND_PT + 5)
 
 
 def new_figure(width: float, height: float) -> Figure:

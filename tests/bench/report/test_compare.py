@@ -108,7 +108,7 @@ def test_the_whole_comparison_as_it_is_printed():
     assert (
         table
         == """\
-| Method                |         ours |       theirs |      diff |         interval |      how |
+| Method                |          one |          two |      diff |         interval |      how |
 |:----------------------|-------------:|-------------:|----------:|-----------------:|---------:|
 | *resnet56 → resnet20* |              |              |           |                  |          |
 | Teacher               |        71.50 |        71.50 |      0.00 |                — | paired 1 |
@@ -116,10 +116,11 @@ def test_the_whole_comparison_as_it_is_printed():
 | *wrn_40_2 → wrn_16_2* |              |              |           |                  |          |
 | KD                    |        75.00 |     ✗ failed |         — |                — |          |"""
     )
+    assert "- diff: one − two." in text and "ours" not in text and "theirs" not in text
     assert "- Over 2 cells: mean difference +0.15, mean absolute difference 0.15." in text
     assert "- Bold: the interval leaves out 0: 1 of 1;" in text
-    assert "- **only ours**: SKD on wrn_40_2 → wrn_16_2" in text
-    assert "- **only theirs**: MLKD on resnet56 → resnet20" in text
+    assert "- **only one**: SKD on wrn_40_2 → wrn_16_2" in text
+    assert "- **only two**: MLKD on resnet56 → resnet20" in text
     assert "Done on both sides: 4 runs." in text and "Different: 3." in text
     assert text.endswith("Written 2026-01-02 03:04 UTC.\n")
 
@@ -141,9 +142,9 @@ def test_the_header_says_what_differs():
 def test_a_folder_beside_itself_and_beside_nothing():
     grid, empty = hand_made(), Grid(pairs=(A, B))
     text = compare.markdown(side(grid), side(grid), NOW)
-    assert "Different: 0." in text and "only ours" not in text and "mean absolute difference 0.00" in text
+    assert "Different: 0." in text and "**only" not in text and "mean absolute difference 0.00" in text
     text = compare.markdown(side(grid), side(empty), NOW)
-    assert "No run is done on both sides." in text and text.count("**only ours**") == 9
+    assert "No run is done on both sides." in text and text.count("**only first**") == 9
     assert compare.markdown(side(empty), side(empty), NOW)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import latex, ranking, tables
+from bench.report import latex, names, ranking, tables
 from bench.report import writing as report
 from bench.report.frames import collect
 from bench.report.markup import Line, Note, Table, Text
@@ -22,7 +22,7 @@ PAPER = r"""\documentclass[10pt,twocolumn]{article}
 \usepackage{booktabs}
 \begin{document}
 \title{A paper}\author{Its author}\maketitle
-\section{Results} Table~\ref{tab:last} says it all. \input{table}
+\section{Results} Table~\ref{tab:results} says it all. INPUTS
 \end{document}
 """
 
@@ -130,14 +130,21 @@ def engine(folder: Path) -> list[str]:
     pytest.skip("neither pdflatex nor tectonic is installed: nothing was compiled, only braces were checked")
 
 
-def compiled(source: str, folder: Path, table: str = "") -> str:
+def compiled(source: str, folder: Path) -> str:
     """The log of a run without errors."""
     (folder / "main.tex").write_text(source, encoding="utf-8")
-    (folder / "table.tex").write_text(table, encoding="utf-8")
     done = subprocess.run(engine(folder), cwd=folder, capture_output=True, timeout=300)
     log = (done.stdout + done.stderr).decode(errors="replace")
     assert done.returncode == 0 and (folder / "main.pdf").stat().st_size > 5000, log[-3000:]
     return log
+
+
+def in_paper(folder: Path, *tables: str) -> str:
+    """The log of a paper in two columns that has these tables."""
+    for i, table in enumerate(tables):
+        (folder / f"t{i}.tex").write_text(table, encoding="utf-8")
+    inputs = " ".join(rf"\input{{t{i}}}" for i in range(len(tables)))
+    return compiled(PAPER.replace("INPUTS", inputs), folder)
 
 
 def no_fault(log: str) -> None:
@@ -147,7 +154,7 @@ def no_fault(log: str) -> None:
 
 @pytest.mark.parametrize("columns", [2, 7, 14])
 def test_odd_tables_compile_in_a_two_column_paper(columns: int, tmp_path: Path):
-    no_fault(compiled(PAPER, tmp_path, latex.latex(nasty_table(columns))))
+    no_fault(in_paper(tmp_path, latex.latex(nasty_table(columns))))
 
 
 def full_grid(unfinished: float) -> Grid:
@@ -176,9 +183,11 @@ def full_grid(unfinished: float) -> Grid:
 
 @pytest.mark.parametrize("unfinished", [0.0, 0.1, 0.3, 0.6, 1.0])
 def test_the_whole_report_in_a_two_column_paper(unfinished: float, tmp_path: Path):
-    source = report.latex_report(full_grid(unfinished).report())
-    assert balanced(source)
-    no_fault(compiled(PAPER, tmp_path, source))
+    files = report.latex_files(full_grid(unfinished).report())
+    document = files.pop("table.tex")
+    assert balanced(document) and all(map(balanced, files.values()))
+    assert {"latex/results.tex", "latex/best.tex"} <= set(files)
+    no_fault(in_paper(tmp_path, *files.values()))
 
 
 def test_the_target_table_is_one_float_even_where_every_cell_is_short(tmp_path: Path):
@@ -191,16 +200,58 @@ def test_the_target_table_is_one_float_even_where_every_cell_is_short(tmp_path: 
     results = collect(grid.spec, grid.runs)
     source = latex.latex(tables.last_table(results, ranking.rank(results)))
     assert source.count(r"\begin{table*}") == 1 and source.count("(2/3)") >= 12 * 6
-    no_fault(compiled(PAPER, tmp_path, source))
+    no_fault(in_paper(tmp_path, source))
 
 
-def test_the_report_compiles_alone_by_its_own_hint(tmp_path: Path):
+def test_the_report_compiles_alone(tmp_path: Path):
     source = (GOLDEN / "table.tex").read_text(encoding="utf-8")
     assert balanced(source)
-    compiled(re.sub(r"(?m)^%% ", "", source), tmp_path)
+    no_fault(compiled(source, tmp_path))
+
+
+def test_a_table_for_a_paper_says_what_papers_say_and_keeps_the_rest_in_a_comment():
+    files = report.latex_files(hand_made().report())
+    for name in ("latex/results.tex", "latex/best.tex", "latex/published-1.tex"):
+        lines = files[name].splitlines()
+        said, apart = (
+            "\n".join(line for line in lines if line.startswith("%") == comment) for comment in (False, True)
+        )
+        assert r"\usepackage{booktabs}" in apart and "protocol streamlined version 1" in apart and "2026-01-02" in apart
+        assert not re.search(r"2026-|PyTorch|3\.11\.7|0123456|protocol streamlined|grid hand|resnet20\b", said)
+        assert "ResNet56" in said and "WRN-16-2" in said and rf"\label{{tab:{Path(name).stem}}}" in said
+    assert not balanced(files["latex/results.tex"] + "{")
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("resnet32x4", "ResNet32x4"), ("resnet20", "ResNet20"), ("resnet50", "ResNet50"), ("wrn_40_2", "WRN-40-2"),
+        ("vgg13", "VGG13"), ("mobilenetv2", "MobileNetV2"), ("shufflenetv1", "ShuffleNetV1"),
+        ("resnext_t", "resnext_t"),
+    ],
+)  # fmt: skip
+def test_networks_are_called_as_papers_call_them(arch: str, expected: str):
+    assert names.printed(arch) == expected
+
+
+def test_ids_and_paths_are_no_names():
+    text = "KD on resnet56 → resnet20 (kd-resnet56-resnet20-s0-00000000), resnet20x: runs/resnet20"
+    expected = "KD on ResNet56 → ResNet20 (kd-resnet56-resnet20-s0-00000000), resnet20x: runs/resnet20"
+    assert names.in_text(text, ("resnet56", "resnet20")) == expected
+
+
+def test_a_table_without_a_reason_goes_and_what_is_not_ours_stays(tmp_path: Path):
+    grid = hand_made()
+    grid.write(tmp_path)
+    (tmp_path / "latex" / "mine.tex").write_text("mine")
+    before = {path.name for path in (tmp_path / "latex").iterdir()}
+    grid.protocol = "quick"
+    grid.write(tmp_path)
+    left = {path.name for path in (tmp_path / "latex").iterdir()}
+    assert "published-1.tex" in before - left and {"mine.tex", "results.tex"} <= left
 
 
 def test_hand_made_results_in_a_column(tmp_path: Path):
     results = collect(hand_made().spec, hand_made().runs)
     source = latex.latex(tables.last_table(results, ranking.rank(results)))
-    no_fault(compiled(PAPER, tmp_path, source))
+    no_fault(in_paper(tmp_path, source))

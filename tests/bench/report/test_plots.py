@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bench.grid import expand, load
 from bench.report import plots
@@ -51,6 +53,7 @@ def run(top1: float, seed: int, epochs: int = 60, train_s: float = 100.0, **term
 def grid_of(pairs: int, methods: int, seeds: int, protocol: str = "streamlined") -> Grid:
     rng = np.random.default_rng(0)
     grid = Grid(protocol, PAIRS[:pairs])
+    grid.name = "full"
     for pair in grid.pairs:
         grid.add("Teacher", "teacher", pair, 75.0)
         grid.add("Student", "student", pair, *[run(69.0, seed, ce=1.0) for seed in range(seeds)])
@@ -157,6 +160,51 @@ def test_a_teacher_far_away_is_named_and_does_not_press_the_rest_together(teache
     assert any(f"Teacher {teacher:.2f}" in text.get_text() for text in axes.texts) != line
     (axes,) = plots.cost(results).axes
     assert (axes.get_ylim()[1] > teacher) == line
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of words, of any kind, that are drawn over each other. Numbers at ticks are matplotlib's own care."""
+    drawn(figure)
+    boxes = [
+        (text.get_text(), text.get_window_extent())
+        for text in figure.findobj(Text)
+        if text.get_visible() and re.search("[a-z]", text.get_text()) and "mathdefault" not in text.get_text()
+    ]
+    return [
+        (a, b)
+        for (a, one), (b, other) in itertools.combinations(boxes, 2)
+        if min(one.x1, other.x1) - max(one.x0, other.x0) > 1 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+    ]
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(80.0, 81.2), (40.0, 41.2), (40.0, 81.2), (61.5, 81.2)])
+def test_no_label_lies_over_another(student: float, teacher: float):
+    """Where both baselines are off the axis, on one side or on both, and in figures of one panel and of several."""
+    for pairs in (PAIRS[:1], PAIRS[2:6]):
+        grid = Grid("standard", pairs)
+        for pair in pairs:
+            grid.add("Teacher", "teacher", pair, run(teacher, 0, epochs=4))
+            grid.add("Student", "student", pair, run(student, 0, epochs=4))
+            grid.add("KD", "logit", pair, run(61.0, 0, epochs=4, **TERMS))
+            grid.add("DKD", "logit", pair, run(62.0, 0, epochs=4, train_s=200.0, **TERMS))
+            grid.add("SKD", "ours", pair, "failed: no disk")
+        results, source = read(grid)
+        with matplotlib.rc_context(style.STYLE):
+            figures = [plots.accuracy(results, compare(results)), plots.cost(results), plots.gain(results)]
+            figures += [plots.curves(results, source), plots.terms(results, source.read)]
+            assert [found for figure in figures for found in overlapping(figure)] == []
+
+
+def test_a_published_best_epoch_is_no_point_of_a_last_epoch_axis():
+    grid = Grid("standard", (A,))
+    grid.add("KD", "logit", A, 70.5)  # published: 70.66, last epoch
+    grid.add("ReviewKD", "feature", A, 71.0)  # published: best epochs alone
+    results = collect(grid.spec, grid.runs)
+    figure = plots.accuracy(results, compare(results))
+    assert {c.reference.statistic for c in compare(results) if c.entries} == {"last", "best"}
+    assert [text for text in legend(figure) if "best epoch" in text] == []
+    hollow = [line for line in figure.axes[0].lines if line.get_color() == "none"]
+    assert [float(line.get_xdata()[0]) for line in hollow] == [70.66]
 
 
 def test_heat_map_shows_the_differences_and_nothing_else():

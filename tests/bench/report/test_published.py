@@ -231,7 +231,7 @@ def test_what_the_marks_of_a_comparison_stand_on():
     results = collect(grid.spec, grid.runs)
     (comparison,) = compare(results)
     table = published_tables.published_table(results, comparison, 1)
-    (_, (kd,)), (_, (skd,)) = table.sections
+    ((_, (kd, skd)),) = table.sections
     bodies = [entry.body for entry in kd.entries]
     assert bodies == ["69.34", "71.10", "+1.76", "75.25", "75.05", "−0.20"]
     assert [entry.marks for entry in kd.entries] == [("‡",), (), ("◊",), ("‡",), (), ()]
@@ -241,7 +241,7 @@ def test_what_the_marks_of_a_comparison_stand_on():
     assert "One finished run has no deviation, so 1 difference could not be marked ◊." in notes
     assert "Over 2 cells: mean difference +0.78, mean absolute difference 0.98." in notes
     # Best minus last is .2 on A and .25 on B.
-    assert any("beside our best epoch the differences would be +0.23" in note.lower() for note in notes)
+    assert any("beside the best epoch the differences would be +0.23" in note.lower() for note in notes)
 
 
 def test_no_comparison_under_a_protocol_without_numbers():
