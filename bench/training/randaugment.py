@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.training.augment import WeakDraw, apply_weak, check_images, draw_weak
+from bench.training.augment import PADDING, WeakDraw, apply_weak, check_images, chunks, draw_weak
 from zoo.errors import BadInput
 
 LEVELS = 256
@@ -180,7 +180,11 @@ class StrongDraw(NamedTuple):
 
 
 def draw_strong(
-    n: int, generator: torch.Generator, ops: int = 2, posterize: tuple[float, float] = (4, 8)
+    n: int,
+    generator: torch.Generator,
+    ops: int = 2,
+    posterize: tuple[float, float] = (4, 8),
+    padding: int = PADDING,
 ) -> StrongDraw:
     """Draw weak augmentation, `ops` operations with magnitudes, and cutout for n images from a CPU generator.
 
@@ -191,7 +195,7 @@ def draw_strong(
         raise BadInput(f"posterize range {posterize} is not within 0..8 bits; take (4, 8) or (0, 1)")
     ranges = {name: (op.low, op.high) for name, op in OPERATIONS.items()} | {"posterize": posterize}
     low, high = torch.tensor(list(ranges.values()), dtype=torch.float64).unbind(1)
-    weak = draw_weak(n, generator)
+    weak = draw_weak(n, generator, padding)
     operation = torch.randint(0, len(OPERATIONS), (n, ops), generator=generator)
     share = torch.rand(n, ops, dtype=torch.float64, generator=generator)
     magnitude = low[operation] + (high - low)[operation] * share
@@ -203,14 +207,14 @@ def draw_strong(
 def apply_strong(images: Tensor, draw: StrongDraw, chunk: int = 2500) -> Tensor:
     """Crop, flip, transform and cut out uint8 images (N, 3, H, W) as drawn; a new tensor of the same shape.
 
-    `chunk` images are worked on at a time: it bounds memory, the result does not depend on it. Raises
-    BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
+    `chunk` images of 32x32, or as many pixels, are worked on at a time: it bounds memory, the result does not depend
+    on it. Raises BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
     """
     check_images(images, len(draw.operation))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for start in range(0, len(images), chunk):
-        part = slice(start, start + chunk)
-        view = apply_weak(images[part], WeakDraw(*(field[part] for field in draw.weak)))
+    *places, padding = draw.weak
+    for part in chunks(images, chunk):
+        view = apply_weak(images[part], WeakDraw(*(place[part] for place in places), padding))
         for operation, magnitude in zip(draw.operation[part].T, draw.magnitude[part].T, strict=True):
             view = _one_operation_each(view, operation, magnitude)
         out[part] = cutout(view, *draw.cutout[part].unbind(1))
