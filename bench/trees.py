@@ -270,7 +270,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add((held.st_dev, held.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(place, name) for name in names)
+        yield from (Path(place, name) for name in sorted(names))
 
 
 def _inner(root: Path, wanted: str = "train") -> str:

@@ -18,9 +18,9 @@ from zoo import Outputs
 
 # Of the mean distance. Two samples nearer than this are one up to float32 rounding, and have no direction.
 COINCIDENT = 1e-6
-# Elements of a tensor above which it comes in parts. 16 MiB of float64 stay in a GPU's cache and in a CPU's heap: parts
-# eight times as large took three times as long on a CPU. Up to batch 128 the angles are one part.
-LARGEST = 2**21
+# Elements of a tensor above which it comes in parts. On a CPU 16 MiB of float64 stay in its heap: parts eight times as
+# large took three times as long. A GPU, to which many small kernels are a burden, takes those. Batch 64 is one part.
+LARGEST, LARGEST_ON_GPU = 2**21, 2**24
 
 
 def relations(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def relative_distances(embeddings: Tensor) -> Tensor:
     embeddings = embeddings.double()
     # In rows, since on a GPU the gradient of cdist holds a (rows, B, D) tensor. The other modes of cdist take
     # differences of squares, which leave no digits of a small distance.
-    rows = embeddings.split(max(LARGEST // embeddings.numel(), 1))
+    rows = embeddings.split(max(_largest(embeddings) // embeddings.numel(), 1))
     distances = torch.cat([torch.cdist(r, embeddings, compute_mode="donot_use_mm_for_euclid_dist") for r in rows])
     pairs = len(embeddings) * (len(embeddings) - 1)
     return distances / (distances.sum() / max(pairs, 1)).clamp_min(1e-12)
@@ -88,10 +88,14 @@ class _AnglesInParts(torch.autograd.Function):
         return gradient * of_squares, gradient * of_inverse, None, None
 
 
+def _largest(tensor: Tensor) -> int:
+    return LARGEST_ON_GPU if tensor.device.type == "cuda" else LARGEST
+
+
 def angle_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
     """Mean smooth-L1 distance of the cosines of two networks, from their `sides`; the teacher's carry no gradient."""
     batch = len(student[0])
-    anchors = max(LARGEST // batch**2, 1)
+    anchors = max(_largest(student[0]) // batch**2, 1)
     if anchors < batch:
         return _AnglesInParts.apply(*student, teacher, anchors)
     target = cosines(*teacher, slice(None))

@@ -175,25 +175,26 @@ def _try(run: Run, device: torch.device, deadline: float) -> Step | None:
 def measure(run: Run, device: torch.device, deadline: float) -> Step:
     """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow.
 
-    On a CPU the teacher's pass is timed by itself; within a captured step it is told by its FLOP.
+    On a CPU it is that of the process, which other work does not disturb, and the teacher's pass is timed by itself;
+    within a captured step it is told by its FLOP.
     """
     set_precision(run.precision)
     with own_stream(device):  # as training does: a step is captured within the warm-up, and replayed afterwards
         trainer = trainer_on_noise([run], device)
         take = captured(trainer.step, device)
-        times, began, clock = [], now(device), trainer.clock
+        found, began, clock = [], time.monotonic(), trainer.clock
         for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
             clock.restart()
             started = now(device)
             for _ in range(count):
                 step(trainer, take)
-            times.append((now(device) - started) / count)
-            if time.monotonic() > deadline or (device.type == "cpu" and now(device) - began > ENOUGH_S):
+            if clock.cpu:
+                found.append(Step((clock.all_s - clock.shared_s) / count, clock.shared_s / count))
+            else:
+                found.append(Step.split((now(device) - started) / count, run))
+            if time.monotonic() > deadline or (clock.cpu and time.monotonic() - began > ENOUGH_S):
                 break
-    least = min(times)
-    if not clock.cpu or not clock.all_s:
-        return Step.split(least, run)
-    return Step(least * (1 - clock.shared_s / clock.all_s), least * clock.shared_s / clock.all_s)
+    return min(found, key=sum)
 
 
 @contextmanager

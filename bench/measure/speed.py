@@ -94,7 +94,7 @@ class Plain:
 
     def __init__(self, run: Run, teacher: nn.Module, labels: Tensor, device: torch.device) -> None:
         with seeded(run.seed, "student"):
-            self.student = zoo.build(run.student)
+            self.student = zoo.build(run.student, facts(run.data).classes, facts(run.data).side)
         with seeded(run.seed, "method"):
             cls = methods.get(run.method)
             params = methods.check(cls.Params, run.params, "run")
@@ -345,7 +345,7 @@ def _name(run: Run) -> str:
 def random_teacher(run: Run) -> nn.Module:
     """A random teacher, the same each time."""
     with seeded(run.seed, "teacher of a benchmark"):
-        return zoo.build(run.teacher.arch).requires_grad_(False)
+        return zoo.build(run.teacher.arch, facts(run.data).classes, facts(run.data).side).requires_grad_(False)
 
 
 if __name__ == "__main__":

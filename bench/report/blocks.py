@@ -6,7 +6,7 @@ the rows gives (M - 1)(S - 1) degrees of freedom for M rows with S seeds each, w
 
 Pooling takes rows that scatter alike, and no test can check that with three seeds: Brown and Forsythe's (JASA 69, 1974)
 almost never rejects, be one of thirteen deviations three times the others or one run diverged. So nothing is tested. A
-row's variance is the pooled one or, where larger, its own times 1 + 2 / (S - 1)^2, and a wild row is left out of
+row's variance is the pooled one or, where larger, its own times 1 + 3 / (S - 1)^2, and a wild row is left out of
 pooling. The factor is chosen by simulation so that the family-wise error stays at 5 % (`python -m bench.power`).
 """
 
@@ -76,7 +76,7 @@ def fit(values: np.ndarray) -> Block:
     own = np.array(spreads)  # a wild row's seed effects are nothing beside its error
     own[~wild] = np.divide(squares, spare, out=np.zeros_like(squares), where=spare > 1e-9)
     # Two rows share their residuals: there is nothing to tell their variances by, and none is needed.
-    factor = 1 + 2 / (here.sum(axis=1) - 1) ** 2 if len(values) > 2 else 1.0
+    factor = 1 + 3 / (here.sum(axis=1) - 1) ** 2 if len(values) > 2 else 1.0
     total = within / inside_freedom
     return Block(
         effects,

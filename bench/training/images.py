@@ -76,8 +76,11 @@ def decode(raw: bytes, side: int) -> NDArray[np.uint8]:
                 raise ValueError("its pixels are floating-point numbers")
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
-            image = ImageOps.fit(image.convert("RGB"), (side, side), method=Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+            image = image.convert("RGB")
+    shorter = min(image.size)
+    left, top = (round((length - shorter) / 2) for length in image.size)
+    square = image.crop((left, top, left + shorter, top + shorter))
+    return np.asarray(square.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 def _prepare(data: Data, given: Path | None, kept: Path) -> None:
@@ -160,8 +163,8 @@ def _write_facts(tree: trees.Tree, stage: Path) -> None:
 def _read(kept: Path) -> Prepared | None:
     try:
         facts = json.loads((kept / FACTS).read_bytes())
-        # Copy on write: the workers of a machine share one copy in memory, and torch may take it for its own.
-        train, test = (torch.from_numpy(np.load(kept / f"{part}.npy", mmap_mode="c")) for part in ("train", "test"))
+        # Into memory: a mapped file that is cut short, or stale on a network disk, ends the process without a word.
+        train, test = (torch.from_numpy(np.load(kept / f"{part}.npy")) for part in ("train", "test"))
         labels = torch.tensor(facts["train"]), torch.tensor(facts["test"])
         if (len(train), len(test)) != (len(labels[0]), len(labels[1])):
             return None

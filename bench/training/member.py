@@ -142,11 +142,11 @@ class Member:
         self.term_names = list(terms)
         values = torch.stack(list(terms.values()))
         pulls = gradient_norms(terms.values(), student) if measure else None
-        self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
         if self.run.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.trained, self.run.train.grad_clip)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # the other members need the memory
         return values.detach(), pulls
 
     def took(self, result: Result, steps: int, together: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -66,10 +65,10 @@ def here(out: Path, stop: bool = False) -> tuple[experiment.Site, threading.Even
     return experiment.Site(out, torch.device("cpu")), event
 
 
-def do(run: Run, site: experiment.Site, stop: threading.Event) -> tuple[str, str]:
+def do(run: Run, site: experiment.Site, stop: threading.Event, weights: Path | None = None) -> tuple[str, str]:
     """Outcome and message of one run done by itself."""
     said = []
-    worker.do([(run, None)], site, stop, lambda _, *word: said.append(word))
+    worker.do([(run, weights)], site, stop, lambda _, *word: said.append(word))
     return said[0]
 
 
@@ -276,10 +275,10 @@ def test_what_a_checkpoint_claims_is_compared_with_what_it_gives(tmp_path, key, 
     torch.save(content, file)
     run = protocols.checkpoint(tiny.recipe(tmp_path), "resnet8", zoo.sha256(file))
     site, stop = here(tmp_path / "out")
-    outcome, message = worker.do(run, dataclasses.replace(site, weights=file), stop)
+    outcome, message = do(run, site, stop, weights=file)
     folder = store.run_folder(site.out, run.run_id)
     result = store.read_result(folder)
-    assert outcome == worker.DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
+    assert outcome == DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
     said = result["weights_file"]
     assert said["read"] == "weights under model" and said.get("said", "it states no accuracy") in folder.log.read_text()
     assert said.get("claims", {}).get("agrees") is agrees

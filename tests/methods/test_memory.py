@@ -149,6 +149,11 @@ def test_no_method_grows_with_the_cube_of_the_batch(name: str) -> None:
     assert large < peak_mib("kd", 1024) + 4 * 1024
 
 
+def test_the_larger_parts_of_a_gpu_fit_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rkd, "LARGEST", rkd.LARGEST_ON_GPU)
+    assert 202 < peak_mib.__wrapped__("rkd", 1024) < 2 * 1024
+
+
 def test_all_angles_at_once_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rkd, "LARGEST", 2**40)
     small, large = (peak_mib.__wrapped__("rkd", batch) for batch in (64, 1024))

@@ -93,8 +93,8 @@ def test_a_rows_own_variance_counts_where_it_is_larger():
     quiet = np.random.default_rng(3).normal(70, 0.2, size=(12, 3))
     noisy = 70 + np.array([[0.6, -0.6, 0.0]]) + quiet.mean(axis=0)
     block = blocks.fit(np.vstack([quiet, noisy]))
-    # Its residuals are ±0.6 * 12/13 and 0: 0.72 * (12/13)^2 over 2 * 12/13 degrees of freedom, times 1 + 2 / 2^2.
-    assert block.variances[-1] == pytest.approx(1.5 * 0.36 * 12 / 13)
+    # Its residuals are ±0.6 * 12/13 and 0: 0.72 * (12/13)^2 over 2 * 12/13 degrees of freedom, times 1 + 3 / 2^2.
+    assert block.variances[-1] == pytest.approx(1.75 * 0.36 * 12 / 13)
     assert not block.wild.any() and block.variances[:-1].max() < 0.3
 
 

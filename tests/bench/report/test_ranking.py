@@ -28,12 +28,12 @@ def one_pair(**rows: list) -> Grid:
 def tukey(values: np.ndarray) -> set[str]:
     """Rows (methods, seeds) that Tukey's interval cannot tell from the first, by SciPy.
 
-    The variance is the pooled one times 1 + 2 / (S - 1)^2, which is a row's own where all rows scatter alike.
+    The variance is the pooled one times 1 + 3 / (S - 1)^2, which is a row's own where all rows scatter alike.
     """
     rows, seeds = values.shape
     residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
     freedom = (rows - 1) * (seeds - 1)
-    variance = (residuals**2).sum() / freedom * (1 + 2 / (seeds - 1) ** 2)
+    variance = (residuals**2).sum() / freedom * (1 + 3 / (seeds - 1) ** 2)
     width = stats.studentized_range.ppf(0.95, rows, freedom) * np.sqrt(variance / seeds)
     return {f"M{i}" for i in range(1, rows) if values[0].mean() - values[i].mean() < width}
 

@@ -36,9 +36,9 @@ def teacher_net() -> zoo.Net:
 def made(tmp_path, *names: str, device: str = "cpu", precision: str = "fp32") -> trainer.Trainer:
     runs = [tiny.run(tmp_path, name).model_copy(update={"precision": precision}) for name in names]
     dataset = tiny.dataset()
-    dataset = dataclasses.replace(
-        dataset, **{f.name: getattr(dataset, f.name).to(device) for f in dataclasses.fields(dataset)}
-    )
+    held = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    moved = {name: value.to(device) for name, value in held.items() if value is not None}
+    dataset = dataclasses.replace(dataset, **moved)
     return trainer.Trainer.of(runs, dataset, teacher_net() if any(run.teacher for run in runs) else None)
 
 
