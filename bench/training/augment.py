@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoo.errors import BadInput
 
-PADDING = 4  # of an image of 32x32
+SIDE, PADDING = 32, 4
 FLIP_PROBABILITY = 0.5
 # Images of 32x32 at a time: on a CPU what its cache holds; a GPU waits for the host once a chunk, and has the memory.
 CHUNK = {"cpu": 1000, "cuda": 25_000}
@@ -31,19 +31,18 @@ class WeakDraw(NamedTuple):
     top: Tensor  # int64 in 0..2p for padding p: first row of the crop in the padded image
     left: Tensor  # int64 in 0..2p: first column of the crop in the padded image
     flip: Tensor  # bool: mirror the crop left to right
-    padding: int = PADDING
 
 
 def padding(side: int) -> int:
-    """Of images of that side: an eighth, as in the field's recipe for 32x32."""
-    return side // 8
+    """Zeros at each edge of images of that side, in proportion to the field's 4 at 32."""
+    return PADDING * side // SIDE
 
 
-def draw_weak(n: int, generator: torch.Generator, padding: int = PADDING) -> WeakDraw:
-    """Draw crops and flips for n images from a CPU generator."""
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+def draw_weak(n: int, generator: torch.Generator, side: int = SIDE) -> WeakDraw:
+    """Draw crops and flips for n images of that side from a CPU generator."""
+    top, left = torch.randint(0, 2 * padding(side) + 1, (2, n), generator=generator)
     flip = torch.rand(n, generator=generator) < FLIP_PROBABILITY
-    return WeakDraw(top, left, flip, padding)
+    return WeakDraw(top, left, flip)
 
 
 def apply_weak(images: Tensor, draw: WeakDraw, chunk: int | None = None) -> Tensor:
@@ -53,17 +52,16 @@ def apply_weak(images: Tensor, draw: WeakDraw, chunk: int | None = None) -> Tens
     depend on it. Raises BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
     """
     check_images(images, len(draw.top))
-    *places, padding = draw
-    places = [place.to(images.device) for place in places]
+    draw = WeakDraw(*(field.to(images.device) for field in draw))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     for part in chunks(images, chunk or CHUNK.get(images.device.type, CHUNK["cuda"])):
-        out[part] = _crop_and_flip(images[part], *(place[part] for place in places), padding)
+        out[part] = _crop_and_flip(images[part], *(field[part] for field in draw))
     return out
 
 
 def chunks(images: Tensor, of_32x32: int) -> Iterator[slice]:
     """Slices of so many images, or of fewer that hold as many pixels."""
-    size = max(1, of_32x32 * 32 * 32 // max(1, images.shape[-2] * images.shape[-1]))
+    size = max(1, of_32x32 * SIDE**2 // max(1, images.shape[-2] * images.shape[-1]))
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
@@ -76,14 +74,15 @@ def check_images(images: Tensor, drawn: int) -> None:
         raise BadInput(f"{len(images)} images but augmentation drawn for {drawn}; draw for each image")
 
 
-def _crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+def _crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
     n, channels, height, width = images.shape
-    padded_width = width + 2 * padding
+    pad = padding(width)
+    padded_width = width + 2 * pad
     rows = torch.arange(height, device=images.device) + top[:, None]
     columns = torch.arange(width, device=images.device)
     columns = torch.where(flip[:, None], columns.flip(0), columns) + left[:, None]
     # Crop and flip are one gather by pixel number, shared by the channels: on a CPU twice as fast as advanced
     # indexing into a strided view of the 81 crops, or as a masked copy for each of them.
     index = (rows[:, :, None] * padded_width + columns[:, None, :]).view(n, 1, height * width)
-    pixels = F.pad(images, (padding,) * 4).view(n, channels, -1)
+    pixels = F.pad(images, (pad,) * 4).view(n, channels, -1)
     return pixels.gather(2, index.expand(-1, channels, -1)).view(images.shape)

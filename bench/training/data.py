@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.datasets import CHANNELS, ENTRIES, check_sizes, facts, root, train_size
 from bench.run import Data, seed_for
 from bench.training import cifar, embedded, images
-from bench.training.augment import apply_weak, draw_weak, padding
+from bench.training.augment import apply_weak, draw_weak
 from bench.training.randaugment import apply_strong, draw_strong
 from zoo.errors import BadInput
 
@@ -153,11 +153,11 @@ def balanced_subset(labels: Tensor, size: int, purpose: str = "subset") -> Tenso
 def augmented_epoch(dataset: Dataset, data: Data, seed: int, epoch: int) -> Epoch:
     """The epoch's images, augmented and in training order, from (seed, epoch) alone."""
     n, device = len(dataset.train_labels), dataset.train_images.device
-    pad = padding(dataset.train_images.shape[-1])
-    weak = apply_weak(dataset.train_images, draw_weak(n, _generator(seed, "weak", epoch), pad))
+    side = dataset.train_images.shape[-1]
+    weak = apply_weak(dataset.train_images, draw_weak(n, _generator(seed, "weak", epoch), side))
     strong = None
     if data.strong:
-        draw = draw_strong(n, _generator(seed, "strong", epoch), data.strong.ops, data.strong.posterize_bits, pad)
+        draw = draw_strong(n, _generator(seed, "strong", epoch), data.strong.ops, data.strong.posterize_bits, side)
         strong = apply_strong(dataset.train_images, draw)
     both = data.views == "weak+strong"
     order = torch.randperm(2 * n if both else n, generator=_generator(seed, "order", epoch)).to(device)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.training.augment import PADDING, WeakDraw, apply_weak, check_images, chunks, draw_weak
+from bench.training.augment import SIDE, WeakDraw, apply_weak, check_images, chunks, draw_weak
 from zoo.errors import BadInput
 
 LEVELS = 256
@@ -185,7 +185,7 @@ def draw_strong(
     generator: torch.Generator,
     ops: int = 2,
     posterize: tuple[float, float] = (4, 8),
-    padding: int = PADDING,
+    side: int = SIDE,
 ) -> StrongDraw:
     """Draw weak augmentation, `ops` operations with magnitudes, and cutout for n images from a CPU generator.
 
@@ -196,7 +196,7 @@ def draw_strong(
         raise BadInput(f"posterize range {posterize} is not within 0..8 bits; take (4, 8) or (0, 1)")
     ranges = {name: (op.low, op.high) for name, op in OPERATIONS.items()} | {"posterize": posterize}
     low, high = torch.tensor(list(ranges.values()), dtype=torch.float64).unbind(1)
-    weak = draw_weak(n, generator, padding)
+    weak = draw_weak(n, generator, side)
     operation = torch.randint(0, len(OPERATIONS), (n, ops), generator=generator)
     share = torch.rand(n, ops, dtype=torch.float64, generator=generator)
     magnitude = low[operation] + (high - low)[operation] * share
@@ -213,9 +213,8 @@ def apply_strong(images: Tensor, draw: StrongDraw, chunk: int | None = None) -> 
     """
     check_images(images, len(draw.operation))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    *places, padding = draw.weak
     for part in chunks(images, chunk or CHUNK.get(images.device.type, CHUNK["cuda"])):
-        view = apply_weak(images[part], WeakDraw(*(place[part] for place in places), padding))
+        view = apply_weak(images[part], WeakDraw(*(field[part] for field in draw.weak)))
         for operation, magnitude in zip(draw.operation[part].T, draw.magnitude[part].T, strict=True):
             view = _one_operation_each(view, operation, magnitude)
         out[part] = cutout(view, *draw.cutout[part].unbind(1))
