@@ -3,3 +3,7 @@
 `training/` trains, `report/` reads result files and writes tables, `measure/` times and checks. From here only
 `zoo` and `methods` are imported, and by `experiment`, which joins all, `training`.
 """
+
+from pathlib import Path
+
+__path__.append(str(Path(__file__).with_name("doors")))  # commands go by short names: python -m bench.speed

@@ -45,8 +45,8 @@ Work = Callable[[Sequence[Order], threading.Event, Settle], bool]  # `do` somewh
 def do(orders: Sequence[Order], site: experiment.Site, stop: threading.Event, settle: Settle) -> bool:
     """Claim runs, do them together, leave the files of each in order; `settle` hears of each as it ends.
 
-    Never raises for what a run does. False where this process should take no other order: something failed on a GPU,
-    which may have left it unusable.
+    Never raises for what a run does. False where this process should take no other order: the device failed, or
+    something on a GPU did, which may have left it unusable.
     """
     pulse = Pulse()
     tries = [Try(run, weights, settle, pulse, site.out) for run, weights in orders]
@@ -62,7 +62,8 @@ def do(orders: Sequence[Order], site: experiment.Site, stop: threading.Event, se
         for one in ready:
             if one.outcome is None:
                 one.left(error)
-    return site.device.type == "cpu" or not any(one.outcome in (FAILED, CRASHED, NO_MEMORY) for one in tries)
+    unusable = (CRASHED, NO_MEMORY) if site.device.type == "cpu" else (FAILED, CRASHED, NO_MEMORY)
+    return not any(one.outcome in unusable for one in tries)
 
 
 class Try(experiment.Listener):

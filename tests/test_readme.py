@@ -23,6 +23,7 @@ from zoo import architectures, build
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 METHODS = (ROOT / "methods" / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -129,8 +130,8 @@ def test_tables_name_what_exists():
     for name in protocols.names():
         assert f"| `{name}` |" in README
     for name in methods.names():
-        assert f"| `{name}` |" in README
-    for name in re.findall(r"--grid (\w[\w-]*)", README):
+        assert f"| `{name}` |" in DOCS
+    for name in re.findall(r"--grid (\w[\w-]*)", DOCS):
         assert name in grids.names()
     assert all(re.fullmatch(r"[a-z0-9_]+", arch) for arch in architectures())
 
@@ -149,6 +150,13 @@ def test_methods_are_listed_with_their_parameters(name):
             for key, value in values.items():
                 ends = {value[0], value[-1]} if isinstance(value, list) else {value}
                 assert {end for end in ends if not isinstance(end, str)} <= said, (recipe, key)
+
+
+def test_links_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+            assert link.startswith("https://") or (path.parent / link).exists(), (path.name, link)
+    assert len(README.splitlines()) <= 120
 
 
 def test_printed_tables_are_measured_ones():

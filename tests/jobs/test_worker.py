@@ -20,8 +20,9 @@ import zoo
 from bench import experiment, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
+from bench.training import member
 from jobs import claims, meter, worker
-from jobs.outcomes import BLOCKED, CLAIMED, DONE, FAILED, STOPPED
+from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,81 @@ def test_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed, meth
     assert do(run, *here(tmp_path))[0] == DONE
     assert essence(tmp_path, run) == essence(undisturbed, run)
     assert sorted(os.listdir(folder.path)) == ["config.json", "log.txt", "result.json", "weights.pt"]
+
+
+def test_a_cohort_killed_at_random_moments_equals_undisturbed(tmp_path, undisturbed):
+    """Three runs of one process: what each has in its files goes on, wherever it stands."""
+    runs, chance = [student_run(tmp_path, "kd"), student_run(tmp_path, "fitnet")], random.Random(3)
+    assert do(teacher_run(tmp_path), *here(tmp_path))[0] == DONE
+    together = json.dumps({"runs": [{"run": run.model_dump(mode="json"), "weights": None} for run in runs]}) + "\n"
+    folders = [store.run_folder(tmp_path, run.run_id) for run in runs]
+    for _ in range(3):
+        process = start(tmp_path)
+        process.stdin.write(together)
+        process.stdin.flush()
+        seen = {folder: folder.last.stat().st_mtime_ns if folder.last.exists() else 0 for folder in folders}
+        while process.poll() is None and not all(folder.result.exists() for folder in folders):
+            if any(folder.last.exists() and folder.last.stat().st_mtime_ns != seen[folder] for folder in folders):
+                break
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    said = []
+    site, stop = here(tmp_path)
+    assert worker.do([(run, None) for run in runs], site, stop, lambda run, *word: said.append(word[0]))
+    assert said == [DONE, DONE]
+    for run, folder in zip(runs, folders, strict=True):
+        assert essence(tmp_path, run) == essence(undisturbed, run)
+        assert sorted(os.listdir(folder.path)) == ["config.json", "log.txt", "result.json", "weights.pt"]
+    assert "together with " + runs[1].run_id in folders[0].log.read_text()
+    assert store.read_result(folders[0])["timing"]["together"] > 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), CRASHED),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB"), NO_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), CRASHED),
+        (MemoryError(), NO_MEMORY),
+    ],
+)
+def test_what_fails_the_device_fails_no_run(tmp_path, undisturbed, monkeypatch, error, outcome):
+    """Each of the order is interrupted, none is marked as failed, and the process takes no other order."""
+    runs = [teacher_run(tmp_path), tiny.run(tmp_path, "vanilla", seed=1)]
+    said = []
+    site, stop = here(tmp_path)
+
+    def broken(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(member.Member, "step", broken)
+        again = worker.do([(run, None) for run in runs[:1]], site, stop, lambda run, *word: said.append(word))
+    assert not again and [word[0] for word in said] == [outcome]
+    folder = store.run_folder(tmp_path, runs[0].run_id)
+    assert not folder.error.exists() and not list(folder.path.glob("claim*"))
+    assert "Traceback" in folder.log.read_text()
+    assert do(runs[0], site, stop)[0] == DONE
+    assert essence(tmp_path, runs[0]) == essence(undisturbed, runs[0])
+
+
+def test_a_worker_leaves_after_its_last_word(tmp_path):
+    answered, left = io.StringIO(), threading.Event()
+
+    def work(orders, stop, settle):
+        for run, _ in orders:
+            settle(run, CRASHED, "CUDA error")
+        return False
+
+    def orders():
+        yield from [order(teacher_run(tmp_path))] * 2
+        left.wait(10)
+
+    worker.serve(work, orders(), answered, hung_s=60)
+    left.set()
+    assert [json.loads(line)["outcome"] for line in answered.getvalue().splitlines()] == [CRASHED]
 
 
 def test_end_of_orders_stops_with_a_checkpoint(tmp_path, undisturbed):
