@@ -66,7 +66,9 @@ def parser() -> Parser:
         "--data",
         metavar="DIR",
         type=paths.option,
-        help="folder that holds cifar-100-python/ (default: $CIFAR100_ROOT, else ./data, downloaded if missing)",
+        help="folder that holds cifar-100-python/, cifar-10-batches-py/, tiny-imagenet-200/, or train/ and test/ of an "
+        "image folder (default: $CIFAR100_ROOT, $CIFAR10_ROOT, $TINY_IMAGENET_ROOT, $IMAGE_FOLDER_ROOT, else ./data; "
+        "CIFAR is downloaded if missing)",
     )
     where.add_argument("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda or cuda:N")
     where.add_argument(
@@ -297,6 +299,7 @@ def _grid(args: argparse.Namespace):
         protocol=args.protocol,
         seeds=_seeds(args),
         precision=args.precision or PRECISION,
+        data=args.data,
     )
 
 

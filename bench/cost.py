@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zoo
-from bench.datasets import TEST_IMAGES, train_size
+from bench.datasets import facts, train_size
 from bench.run import Run
 
 
@@ -22,12 +22,12 @@ def step_flop(run: Run) -> float:
 
 def student_flop(run: Run) -> float:
     """FLOP of a training step without its teacher: the student's forward and backward pass."""
-    return 6.0 * zoo.count_macs(run.student) * _images_a_step(run)
+    return 6.0 * _macs(run, run.student) * _images_a_step(run)
 
 
 def teacher_flop(run: Run) -> float:
     """FLOP of the teacher's pass in a training step, which runs that train together have in common."""
-    return 2.0 * zoo.count_macs(run.teacher.arch) * _images_a_step(run) if run.teacher else 0.0
+    return 2.0 * _macs(run, run.teacher.arch) * _images_a_step(run) if run.teacher else 0.0
 
 
 def _images_a_step(run: Run) -> int:
@@ -44,13 +44,18 @@ def steps(run: Run) -> int:
 
 def evaluation_flop(run: Run) -> float:
     """FLOP of the student forward over all images that it is evaluated on, during training and after it."""
-    epochs, test = run.train.epochs if run.train else 1, TEST_IMAGES[run.data.dataset]
+    epochs, test = run.train.epochs if run.train else 1, facts(run.data).test
     if run.train is None or run.data.validation is None:
         images = test * epochs
     else:
         images = run.data.validation * epochs + test
-    return 2.0 * zoo.count_macs(run.student) * images
+    return 2.0 * _macs(run, run.student) * images
 
 
 def _image_flop(run: Run) -> float:
-    return 2.0 * (3 * zoo.count_macs(run.student) + (zoo.count_macs(run.teacher.arch) if run.teacher else 0))
+    return 2.0 * (3 * _macs(run, run.student) + (_macs(run, run.teacher.arch) if run.teacher else 0))
+
+
+def _macs(run: Run, arch: str) -> int:
+    known = facts(run.data)
+    return zoo.count_macs(arch, known.classes, known.side)

@@ -14,10 +14,10 @@ from torch import nn
 
 import zoo
 from bench import store
-from bench.datasets import NUM_CLASSES
+from bench.datasets import facts
 from bench.protocol import CHECKPOINT
 from bench.provenance import provenance
-from bench.run import Data, Run, Teacher
+from bench.run import Data, Run
 from bench.store import weights_fault
 from bench.training import data as datasets
 from bench.training.capture import own_stream
@@ -80,7 +80,7 @@ def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] 
     teacher, ready = None, []
     for job in jobs:
         if job.run.teacher and teacher is None:
-            teacher = _leaving(job, lambda job=job: load_teacher(job.run.teacher, site.out))
+            teacher = _leaving(job, lambda job=job: load_teacher(job.run, site.out))
         if teacher or not job.run.teacher:
             ready.append(Entrant(job.run, _folder(job, site).last, _Writer(job, site, dataset)))
     if ready:
@@ -152,14 +152,15 @@ def _folder(job: Job, site: Site) -> store.RunFolder:
     return store.run_folder(site.out, job.run.run_id)
 
 
-def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
-    """The trained network of another run, on the CPU. A student looks for itself, whatever its scheduler promised."""
+def load_teacher(run: Run, out: Path) -> nn.Module:
+    """A run's trained teacher, on the CPU. A student looks for itself, whatever its scheduler promised."""
+    teacher, known = run.teacher, facts(run.data)
     folder = store.run_folder(out, teacher.run_id)
     reason = weights_fault(folder)
     if reason:
         raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
     try:
-        return _network(teacher.arch, folder.weights, folder.weights.stat().st_mtime_ns)
+        return _network(teacher.arch, known.classes, known.side, folder.weights, folder.weights.stat().st_mtime_ns)
     except BadInput as error:
         raise TeacherNotReady(
             f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
@@ -176,7 +177,8 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
         raise BadInput(f'weights file "{weights}" of {run.run_id} is missing: give the grid its path again')
     if zoo.sha256(weights) != run.params["sha256"]:
         raise BadInput(f'weights file "{weights}" has changed since the grid was read: run the command again')
-    net = zoo.build(run.student, NUM_CLASSES)
+    known = facts(run.data)
+    net = zoo.build(run.student, known.classes, known.side)
     source = zoo.load_weights(net, weights)
     metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
@@ -209,9 +211,9 @@ def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
 
 
 @lru_cache(maxsize=1)
-def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
+def _network(arch: str, classes: int, side: int, weights: Path, written_ns: int) -> nn.Module:
     """Kept from run to run of one worker: in most grids many students follow one teacher."""
-    net = zoo.build(arch, NUM_CLASSES)
+    net = zoo.build(arch, classes, side)
     zoo.load_weights(net, weights)
     return net
 

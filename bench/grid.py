@@ -21,7 +21,7 @@ from bench import paths, store, yamlio
 from bench import protocol as protocols
 from bench.cells import Cell
 from bench.cost import cost_flop
-from bench.datasets import NUM_CLASSES, train_size
+from bench.datasets import facts, identified, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
 from methods import Settings, check
 from zoo.errors import BadInput, choose
@@ -137,9 +137,14 @@ def expand(
     protocol: str | None = None,
     seeds: list[int] | None = None,
     precision: Precision = "fp32",
+    data: Path | None = None,
 ) -> Grid:
-    """Resolve a grid into runs and cells. Raises BadInput for an empty grid, a wrong name, or two equal runs."""
+    """Resolve a grid into runs and cells. Raises BadInput for an empty grid, a wrong name, or two equal runs.
+
+    `data` is --data: where a folder's content is part of a run's identity, it is read here.
+    """
     recipe = protocols.load(grid.protocol if protocol is None else protocol)
+    recipe = recipe.model_copy(update={"data": identified(recipe.data, data)})
     wanted_seeds = seeds if seeds is not None else _seeds(grid.seeds)
     rows = _rows(grid, recipe)
     for kind, entries in (("pairs", grid.pairs), ("methods", rows), ("seeds", wanted_seeds)):
@@ -293,8 +298,13 @@ def _teacher(
     if isinstance(pair, str) or pair.teacher_weights is None:
         return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
     file = _weights_file(pair.teacher_weights)
-    zoo.load_weights(zoo.build(teacher), file)  # a wrong file is refused before anything starts
+    zoo.load_weights(_built(recipe, teacher), file)  # a wrong file is refused before anything starts
     return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
+
+
+def _built(recipe: protocols.Protocol, arch: str) -> zoo.Net:
+    known = facts(recipe.data)
+    return zoo.build(arch, known.classes, known.side)
 
 
 def _weights_file(text: str, folder: Path | None = None) -> Path:
@@ -312,7 +322,9 @@ def _check_fit(run: Run) -> None:
     """Build a run's method on networks without storage, so that what does not fit is said before anything starts."""
     if not run.teacher:
         return
-    views = _build_unstored(run.method, canonical_json(run.params), run.teacher.arch, run.student, train_size(run.data))
+    known = facts(run.data)
+    nets, size = (run.teacher.arch, run.student), (known.classes, known.side, train_size(run.data))
+    views = _build_unstored(run.method, canonical_json(run.params), *nets, *size)
     if views and views != run.data.views:
         raise BadInput(
             f'protocol "{run.protocol.name}", method "{run.method}": its parameters need {views} views, '
@@ -321,13 +333,15 @@ def _check_fit(run: Run) -> None:
 
 
 @cache
-def _build_unstored(method: str, params: str, teacher: str, student: str, images: int) -> str | None:
+def _build_unstored(
+    method: str, params: str, teacher: str, student: str, classes: int, side: int, images: int
+) -> str | None:
     """The views that the method asks for."""
     cls = methods.get(method)
     where = f'method "{method}" on {teacher}-{student}'
-    networks = _unstored(student, "student"), _unstored(teacher, "teacher")
+    networks = (_unstored(arch, role, classes, side) for arch, role in ((student, "student"), (teacher, "teacher")))
     with torch.device("meta"):
-        train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), NUM_CLASSES)
+        train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), classes)
         try:
             return cls(check(cls.Params, json.loads(params), where), *networks, train_set).views
         except BadInput as fault:
@@ -335,9 +349,9 @@ def _build_unstored(method: str, params: str, teacher: str, student: str, images
 
 
 @cache
-def _unstored(arch: str, role: str) -> nn.Module:
+def _unstored(arch: str, role: str, classes: int, side: int) -> nn.Module:
     """One for all methods, which look at it and leave it as it is; a teacher of the same architecture is another."""
-    return zoo.build_meta(arch, NUM_CLASSES)
+    return zoo.build_meta(arch, classes, side)
 
 
 def _no_collision(known: Run, run: Run) -> None:

@@ -32,6 +32,15 @@ def expand(text: str | os.PathLike[str], what: str, base: Path | None = None) ->
     return base / path if base else path
 
 
+def cache(*parts: str) -> Path:
+    """A path in the folder for what can be made again: $KD_BENCH_CACHE, else kd-bench/ in the user's own cache."""
+    said = os.environ.get("KD_BENCH_CACHE")
+    if said:
+        return expand(said, "KD_BENCH_CACHE").absolute().joinpath(*parts)
+    general = os.environ.get("XDG_CACHE_HOME")
+    return (Path(general) if general else Path.home() / ".cache").joinpath("kd-bench", *parts)
+
+
 def option(text: str) -> Path:
     """`type=` of a command line option that takes a path."""
     try:

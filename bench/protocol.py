@@ -19,6 +19,7 @@ from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
 
 FOLDER = Path(__file__).parent / "protocols"
+OF_ALL = {"dataset", "side", "mean", "std", "source"}  # of a protocol's `data`: what a teacher and its student share
 CHECKPOINT = "checkpoint"  # the method name of a run that takes its weights from a file
 
 
@@ -67,6 +68,8 @@ def load(name: str) -> Protocol:
     path = yamlio.find(name, "protocol", FOLDER)
     values = _read(path, seen=())
     protocol = check(Protocol, values, f'protocol "{path.name}"')
+    if protocol.data.source:
+        raise BadInput(f'protocol "{path.name}": data.source is found out from the folder: leave it out')
     if path.parent == FOLDER and protocol.name != path.stem:
         raise BadInput(f'protocol file "{path.name}" calls itself "{protocol.name}": name and file must agree')
     if path.parent != FOLDER and protocol.name in names():
@@ -184,6 +187,8 @@ def resolve(
     changes = {**changes, **protocol.networks.get(student, {})}
     train = check(Train, {**protocol.train.model_dump(), **changes}, where)
     data = check(Data, {**protocol.data.model_dump(), **recipe.data}, where)
+    if of_all := sorted(recipe.data.keys() & OF_ALL):
+        raise BadInput(f"{where}: data: {of_all[0]} is one for all methods: set it in the protocol's own `data`")
     check_sizes(data, where)
     try:
         checked = check(cls.Params, values, where)

@@ -13,7 +13,7 @@ from methods import Settings
 from methods.settings import added_later
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Datasets = Literal["cifar100", "embedded-1"]
+Datasets = Literal["cifar100", "embedded-1", "cifar10", "tiny-imagenet-200", "image-folder"]
 
 
 class Strong(Settings):
@@ -21,6 +21,22 @@ class Strong(Settings):
 
     ops: PositiveInt
     posterize_bits: tuple[NonNegativeInt, NonNegativeInt] = Field(strict=False)
+
+
+class Source(Settings):
+    """What was found in a folder of images, whose content no published sum vouches for: see `bench.trees`.
+
+    The digest is of the content: of every image's bytes, its class, its name and the part it is in, and of no path.
+    """
+
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    classes: PositiveInt
+    train: PositiveInt  # images
+    smallest: PositiveInt  # training images of the class with the fewest
+    test: PositiveInt
+
+
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
 class Data(Settings):
@@ -35,6 +51,21 @@ class Data(Settings):
     # set is looked at once, after the last epoch. With 0 nothing is measured before that. None is the field's habit:
     # the test set after every epoch. `train_images` is drawn from what is left.
     validation: Annotated[int, Field(ge=0, le=10_000_000)] | None = added_later()
+    # Height and width that the images of a folder are resized to; a data set of one size has none to give.
+    side: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = added_later()
+    # Of normalisation, for pixels in 0..1; None is the data set's own.
+    mean: Channels | None = added_later()
+    std: Channels | None = added_later()
+    # Filled in when a folder has been read (`bench.datasets.identified`), never written in a protocol.
+    source: Source | None = added_later()
+
+    @model_validator(mode="after")
+    def _a_whole_normalisation(self) -> Data:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be above 0 in each channel")
+        return self
 
     @model_validator(mode="after")
     def _strong_where_used(self) -> Data:

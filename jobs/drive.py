@@ -13,6 +13,7 @@ import torch
 
 from bench import grid
 from bench.commandline import INCOMPLETE, STOPPED_EARLY, refuse
+from bench.datasets import root
 from bench.training import data
 from bench.training.devices import check_precision, parse_device
 from jobs import claims, local, results
@@ -50,7 +51,7 @@ def execute(plan: Plan, request: Request) -> int:
     check_precision(request.precision, device)
     _check_writable(request.out)
     if plan.to_do or request.force or request.retry_failed:
-        data.prepare(plan.grid.protocol.data, request.data)
+        data.prepare(plan.grid.protocol.data, request.data, device)
     if request.force:
         plans.force(plan, request.out, request.only)
     if request.retry_failed:
@@ -73,7 +74,7 @@ def execute(plan: Plan, request: Request) -> int:
             plan,
             request.out,
             where,
-            data_root=data.cifar100_root(request.data),
+            data_root=root(plan.grid.protocol.data.dataset, request.data),
             should_stop=should_stop,
             progress=progress,
             together=request.together,
@@ -111,7 +112,7 @@ def submit(plan: Plan, request: Request) -> int:
         print(plans.describe(plan, verbose=False))
         for line in desk.notes:
             print(line)
-        data_root = data.cifar100_root(request.data)
+        data_root = root(plan.grid.protocol.data.dataset, request.data)
         for line in desk.submit(plan, resources, device=request.device, data_root=data_root):
             print(line, flush=True)
         queued = [run_id for run_id in plan.to_do if run_id in desk.queued]

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from zoo.errors import BadInput
 
-IMAGE = (3, 32, 32)  # channels, height, width of the one input the CIFAR variants are defined for
+CHANNELS, SIDE = 3, 32  # of the square images that the CIFAR variants were made for
+IMAGE = (CHANNELS, SIDE, SIDE)
+SIDE_STEP = 16  # the stages of every architecture halve an image of such sides without a remainder
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +38,13 @@ class Outputs:
 class Net(nn.Module):
     """A CIFAR network: families give `trace`, `head` and `preact_bn`, and everything else follows.
 
-    `arch` is the name it was built under.
+    `arch` is the name it was built under, `side` the height and width of its images. A larger side leaves weights, stem
+    and strides as they are: all maps grow with it, and the mean over the last one takes any size. VGG alone pools once
+    more from 64 on.
     """
 
     arch: str = ""
+    side: int = SIDE
 
     @property
     def head(self) -> nn.Linear:
@@ -55,21 +60,30 @@ class Net(nn.Module):
         raise NotImplementedError
 
     def trace(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """Images (B, 3, 32, 32) -> features, preact and last_map as in Outputs. Each layer runs once."""
+        """Images (B, 3, side, side) -> features, preact and last_map as in Outputs. Each layer runs once."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, 32, 32) -> logits (B, C)."""
-        _check(x)
+        """Images (B, 3, side, side) -> logits (B, C)."""
+        self._check(x)
         _, _, last_map = self.trace(x)
         return self.head(last_map.mean((2, 3)))
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Images (B, 3, 32, 32) -> logits and everything on the way, at the cost of `forward`."""
-        _check(x)
+        """Images (B, 3, side, side) -> logits and everything on the way, at the cost of `forward`."""
+        self._check(x)
         features, preact, last_map = self.trace(x)
         pooled = last_map.mean((2, 3))
         return Outputs(self.head(pooled), features, preact, last_map, pooled, self.head)
+
+    def _check(self, x: Tensor) -> None:
+        # A mean over h and w would take any size, and VGG means another network at 64x64.
+        side = self.side
+        if x.ndim != 4 or x.shape[1:] != (CHANNELS, side, side):
+            raise BadInput(
+                f"images of shape {tuple(x.shape)}: {self.arch or 'this network'} was built for"
+                f" (B, {CHANNELS}, {side}, {side}): resize them, or build it with that `side`"
+            )
 
 
 def init_conv(conv: nn.Conv2d) -> None:
@@ -83,9 +97,3 @@ def init_conv(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-
-
-def _check(x: Tensor) -> None:
-    # A mean over h and w would take any size, and VGG means another network at 64x64.
-    if x.ndim != 4 or x.shape[1:] != IMAGE:
-        raise BadInput(f"images of shape {tuple(x.shape)}: the zoo takes (B, 3, 32, 32), resize them first")

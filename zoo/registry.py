@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo import mobilenetv2, resnet, resnet50, shufflenet, vgg, wrn
 from zoo.errors import BadInput, choose
-from zoo.outputs import IMAGE, Net
+from zoo.outputs import CHANNELS, SIDE, SIDE_STEP, Net
 
 # name -> constructor that still wants num_classes; a new family joins here.
 ARCHITECTURES: dict[str, Callable[..., Net]] = {
@@ -26,7 +26,7 @@ ARCHITECTURES: dict[str, Callable[..., Net]] = {
 
 @dataclass(frozen=True)
 class Shapes:
-    """(channels, height, width) of the maps in Outputs for one 32x32 image, and the width of `pooled`."""
+    """(channels, height, width) of the maps in Outputs for one image, and the width of `pooled`."""
 
     features: tuple[tuple[int, int, int], ...]
     preact: tuple[tuple[int, int, int], ...]
@@ -39,33 +39,36 @@ def architectures() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
-def build(arch: str, num_classes: int = 100) -> Net:
-    """A freshly initialised network, in train mode; its weights follow from torch's global seed.
+def build(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
+    """A freshly initialised network for images (3, side, side), in train mode; its weights follow from torch's global
+    seed, whatever the side.
 
-    Raises BadInput for an unknown name or a number of classes below 1.
+    Raises BadInput for an unknown name, a number of classes below 1 or a side that its stages cannot halve.
     """
     arch = choose("architecture", arch, ARCHITECTURES)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise BadInput(f"num_classes {num_classes!r} is not a number of classes: give an integer from 1 up")
+    if isinstance(side, bool) or not isinstance(side, int) or side < SIDE or side % SIDE_STEP:
+        raise BadInput(f"images of side {side!r}: give a multiple of {SIDE_STEP} from {SIDE} up")
     net = ARCHITECTURES[arch](num_classes=num_classes)
-    net.arch = arch
+    net.arch, net.side = arch, side
     return net
 
 
-def build_meta(arch: str, num_classes: int = 100) -> Net:
+def build_meta(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
     """The network without its numbers: shapes only, in eval mode; draws nothing from any generator."""
     with torch.device("meta"):
-        return build(arch, num_classes).eval()
+        return build(arch, num_classes, side).eval()
 
 
 def shapes(net: Net | str) -> Shapes:
-    """Shapes of all that `net`, or the architecture of that name, gives; `net` itself is not run."""
-    return _probe(net if isinstance(net, str) else net.arch, 100)[0]
+    """Shapes of all that `net`, or the architecture of that name at 32x32, gives; `net` itself is not run."""
+    return _probe(net, 100, SIDE)[0] if isinstance(net, str) else _probe(net.arch, 100, net.side)[0]
 
 
-def count_macs(arch: str, num_classes: int = 100) -> int:
+def count_macs(arch: str, num_classes: int = 100, side: int = SIDE) -> int:
     """Multiply-accumulates of the convolutions and the linear layer for one image; FLOPs are twice that."""
-    return _probe(arch, num_classes)[1]
+    return _probe(arch, num_classes, side)[1]
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -75,13 +78,13 @@ def count_parameters(net: nn.Module) -> int:
 
 @cache
 @torch.no_grad()
-def _probe(arch: str, num_classes: int) -> tuple[Shapes, int]:
+def _probe(arch: str, num_classes: int, side: int) -> tuple[Shapes, int]:
     """Shapes and multiply-accumulates, from one image through the network on the CPU with all weights 0.
 
     On the meta device torch would import its compiler for BatchNorm, which takes seconds, as for tensors made like
     those of another device. No generator is drawn from.
     """
-    net = build_meta(arch, num_classes)
+    net = build_meta(arch, num_classes, side)
     macs = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -97,7 +100,7 @@ def _probe(arch: str, num_classes: int) -> tuple[Shapes, int]:
         kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in net.state_dict().items()}
         zeros = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (shape, dtype) in kinds.items()}
         net.load_state_dict(zeros, assign=True)
-        out = net.outputs(torch.zeros(1, *IMAGE, device="cpu"))  # also inside `with torch.device("meta")`
+        out = net.outputs(torch.zeros(1, CHANNELS, side, side, device="cpu"))  # also inside `with torch.device("meta")`
     finally:
         torch.set_num_threads(threads)
     shapes = Shapes(

@@ -1,8 +1,8 @@
 """CIFAR VGGs with batch normalisation (Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015).
 
 The variant of RepDistiller and mdistiller, under their parameter names: five blocks of 3x3 convolutions (with
-bias), 2x2 max pooling behind the first three only, as at 32x32 there, global average pooling, and one linear
-layer in place of three.
+bias), 2x2 max pooling behind the first three, and behind the fourth for images of side 64 or more (there: of 64),
+global average pooling, and one linear layer in place of three.
 
 features  f0 (64,32,32), f1 (128,16,16), f2 (256,8,8), f3 (512,4,4), f4 (512,4,4): block outputs after ReLU
 preact    the BatchNorm outputs of blocks 1 ... 4 before that ReLU
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zoo.outputs import Net, init_conv
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five blocks
+POOLS_AGAIN = 64  # from this side on, behind the fourth block too
 
 
 class VGG(Net):
@@ -50,7 +51,7 @@ class VGG(Net):
     def trace(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         features, preact = [], []
         for i, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
-            if 1 <= i <= 3:
+            if 1 <= i <= 3 or (i == 4 and self.side >= POOLS_AGAIN):
                 x = F.max_pool2d(x, 2)
             normed = block(x)
             x = F.relu(normed)

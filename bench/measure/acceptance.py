@@ -205,9 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = Parser(prog="python -m bench.acceptance", description=__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--data", type=paths.option, metavar="DIR", help=f"default: ${datasets.ROOT_VARIABLE}, else ./data"
-    )
+    parser.add_argument("--data", type=paths.option, metavar="DIR", help="default: $CIFAR100_ROOT, else ./data")
     parser.add_argument("--weights", type=paths.option, metavar="DIR", default=os.environ.get(WEIGHTS_VARIABLE),
                         help=f"folder of published checkpoints (default: ${WEIGHTS_VARIABLE})")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME", help="trained for a few steps")

@@ -29,7 +29,7 @@ import methods
 import zoo
 from bench import paths, protocol
 from bench.commandline import Parser, refuse
-from bench.datasets import TRAIN_IMAGES
+from bench.datasets import ENTRIES, facts, root
 from bench.measure.ceilings import limits
 from bench.measure.step_cost import now
 from bench.provenance import device_name
@@ -42,6 +42,7 @@ from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput
 from zoo.pairs import split_pair
 
+CIFAR100 = ENTRIES["cifar100"]
 PAIRS = ("resnet56-resnet20", "wrn_40_2-wrn_16_2")
 WORKERS = 2  # of the plain loop's DataLoader
 WARM_UP = 8  # steps before the clock counts; a captured step is recorded in them
@@ -69,10 +70,10 @@ class RandomImages(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[object, int]:
-        return self.transform(Image.fromarray(self.data[index])), index % datasets.NUM_CLASSES
+        return self.transform(Image.fromarray(self.data[index])), index % CIFAR100.known.classes
 
 
-def pil_images(views: str, root: Path | None, images: int = TRAIN_IMAGES["cifar100"]) -> Dataset:
+def pil_images(views: str, root: Path | None, images: int = CIFAR100.known.train) -> Dataset:
     """CIFAR-100's training set as the field feeds it; two views of an image where `views` is "paired".
 
     Without a folder so many random images instead.
@@ -81,7 +82,7 @@ def pil_images(views: str, root: Path | None, images: int = TRAIN_IMAGES["cifar1
     from torchvision.datasets import CIFAR100
 
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-    end = [transforms.ToTensor(), transforms.Normalize(datasets.CIFAR100_MEAN, datasets.CIFAR100_STD)]
+    end = [transforms.ToTensor(), transforms.Normalize(CIFAR100.mean, CIFAR100.std)]
     weak = transforms.Compose([*crop, *end])
     strong = transforms.Compose([*crop, transforms.RandAugment(2), *end])
     seen = (lambda image: (weak(image), strong(image))) if views == "paired" else weak
@@ -93,11 +94,12 @@ class Plain:
 
     def __init__(self, run: Run, teacher: nn.Module, labels: Tensor, device: torch.device) -> None:
         with seeded(run.seed, "student"):
-            self.student = zoo.build(run.student)
+            self.student = zoo.build(run.student, facts(run.data).classes, facts(run.data).side)
         with seeded(run.seed, "method"):
             cls = methods.get(run.method)
             params = methods.check(cls.Params, run.params, "run")
-            self.method = cls(params, self.student, teacher, methods.TrainSet(labels, datasets.NUM_CLASSES)).to(device)
+            train_set = methods.TrainSet(labels, facts(run.data).classes)
+            self.method = cls(params, self.student, teacher, train_set).to(device)
         self.run, self.device, self.student = run, device, self.student.to(device).train()
         self.teacher = teacher.to(device).train(self.method.teacher_mode == "train")
         self.optimizer = torch.optim.SGD(
@@ -289,8 +291,8 @@ def _main(args: argparse.Namespace) -> int:
     runs = [_run(recipe, pair, name, args.precision) for pair in args.pairs for name in args.methods]
     set_precision(args.precision)
     datasets.prepare(recipe.data, args.data)
-    root = datasets.cifar100_root(args.data)
-    dataset = datasets.load(recipe.data, root, device)
+    folder = root("cifar100", args.data)
+    dataset = datasets.load(recipe.data, folder, device)
     threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
     batch = f"batch {recipe.train.batch}, {args.precision}"
     print(f"{device_name(device)}{threads}, torch {torch.__version__}, {batch}", flush=True)
@@ -343,7 +345,7 @@ def _name(run: Run) -> str:
 def random_teacher(run: Run) -> nn.Module:
     """A random teacher, the same each time."""
     with seeded(run.seed, "teacher of a benchmark"):
-        return zoo.build(run.teacher.arch).requires_grad_(False)
+        return zoo.build(run.teacher.arch, facts(run.data).classes, facts(run.data).side).requires_grad_(False)
 
 
 if __name__ == "__main__":

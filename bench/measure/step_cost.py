@@ -19,16 +19,16 @@ import methods
 import zoo
 from bench import protocol
 from bench.commandline import Parser, refuse
-from bench.datasets import NUM_CLASSES, TRAIN_IMAGES
+from bench.datasets import CHANNELS, ENTRIES, facts, train_size
 from bench.provenance import device_name
-from bench.run import Run, Teacher
-from bench.training.data import CIFAR100_MEAN, CIFAR100_STD, Dataset
+from bench.run import Data, Run, Teacher
+from bench.training.data import Dataset
 from bench.training.devices import parse_device
 from bench.training.trainer import Trainer, results_of
 from zoo.errors import BadInput
-from zoo.outputs import IMAGE
 from zoo.pairs import split_pair
 
+CIFAR100 = Data(dataset="cifar100", train_images=None, views="weak", strong=None)
 PAIRS = ("resnet56-resnet20", "resnet32x4-resnet8x4")
 
 
@@ -56,8 +56,9 @@ def _labels_alone(student: zoo.Outputs, teacher: zoo.Outputs | None, batch: meth
 
 def trainer_on_noise(runs: Sequence[Run], device: torch.device) -> Trainer:
     """The trainer of runs at their first epoch, with a random teacher, and one batch of images for its training set."""
-    arch = next((run.teacher.arch for run in runs if run.teacher), None)
-    trainer = Trainer.of(runs, noise(runs[0].train.batch, device), zoo.build(arch) if arch else None)
+    arch, data = next((run.teacher.arch for run in runs if run.teacher), None), runs[0].data
+    teacher = zoo.build(arch, facts(data).classes, facts(data).side) if arch else None
+    trainer = Trainer.of(runs, noise(runs[0].train.batch, device, data), teacher)
     for member in trainer.members:
         member.begin_epoch(1)
     return trainer
@@ -75,12 +76,17 @@ def step(trainer: Trainer, take: Callable[..., list] | None = None) -> list:
     return results_of((take or trainer.step)(images, strong, labels, indices, members=trainer.members))
 
 
-def noise(batch: int, device: torch.device) -> Dataset:
-    """One batch of random images, and labels of a whole CIFAR-100, which memories are sized by."""
+def noise(batch: int, device: torch.device, data: Data = CIFAR100) -> Dataset:
+    """One batch of random images of a data set's size, and labels of all of it, which memories are sized by."""
+    known, entry = facts(data), ENTRIES[data.dataset]
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, *IMAGE), generator=generator, dtype=torch.uint8).to(device)
-    labels = (torch.arange(TRAIN_IMAGES["cifar100"]) % NUM_CLASSES).to(device)
-    mean, std = (torch.tensor(channel, device=device).view(1, 3, 1, 1) for channel in (CIFAR100_MEAN, CIFAR100_STD))
+    shape = (batch, CHANNELS, known.side, known.side)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+    labels = (torch.arange(max(train_size(data), batch)) % known.classes).to(device)
+    mean, std = (
+        torch.tensor(values or (0.5,) * CHANNELS, device=device).view(1, CHANNELS, 1, 1)
+        for values in (entry.mean, entry.std)
+    )
     return Dataset(images, labels, images, labels[:batch], mean, std)
 
 

@@ -332,7 +332,11 @@ def _data(data: Mapping[str, Any]) -> str:
     images, held_out = _text(data.get("train_images")), _text(data.get("validation") or None)
     parts = [f"{images} images"] if images else []
     parts += [f"{held_out} held out for validation"] if held_out else []
-    return _text(data.get("dataset")) + (f" ({', '.join(parts)})" if parts else "")
+    source, side = data.get("source"), _text(data.get("side"))
+    if isinstance(source, Mapping):
+        parts = [f"{_text(source.get('classes'))} classes", f"content {_text(source.get('digest'))[:8]}", *parts]
+    name = _text(data.get("dataset")) + (f" at {side}x{side}" if side else "")
+    return name + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _mixed(finished: list[RunRow]) -> str:

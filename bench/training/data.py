@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import paths
-from bench.datasets import NUM_CLASSES, check_sizes
+from bench.datasets import CHANNELS, ENTRIES, check_sizes, facts, root, train_size
 from bench.run import Data, seed_for
-from bench.training import cifar, embedded
+from bench.training import cifar, embedded, images
 from bench.training.augment import apply_weak, draw_weak
 from bench.training.randaugment import apply_strong, draw_strong
 from zoo.errors import BadInput
 
-# Normalisation of RepDistiller, mdistiller and StreamLined (the true statistics differ in the fourth digit).
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-CIFAR100_FOLDER = cifar.FOLDER
-ROOT_VARIABLE = "CIFAR100_ROOT"
+ROOM = 0.9  # of the free memory, for images and the epoch made of them; networks are small beside large images
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, test and validation images on one device: uint8 (N, 3, 32, 32), their labels int64 (N,)."""
+    """Training, test and validation images on one device: uint8 (N, 3, side, side), their labels int64 (N,)."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -47,7 +42,7 @@ class Dataset:
 class Epoch:
     """One augmented epoch in training order; a step slices it."""
 
-    images: Tensor  # uint8 (M, 3, 32, 32): M = N, or 2N where weak and strong copies are shuffled together
+    images: Tensor  # uint8 (M, 3, side, side): M = N, or 2N where weak and strong copies are shuffled together
     strong_images: Tensor | None  # the second view of the same images, for paired views
     labels: Tensor  # (M,)
     indices: Tensor  # (M,), position in the training set
@@ -61,19 +56,21 @@ class Epoch:
         return -(-len(self.labels) // batch)
 
 
-def load(data: Data, root: Path | None, device: torch.device) -> Dataset:
-    """Load a data set to a device. `root` (or $CIFAR100_ROOT, or ./data) holds CIFAR-100 as torchvision keeps it."""
-    if data.dataset == "cifar100":
-        folder = cifar100_root(root)
-        (train_images, train_labels), (test_images, test_labels) = (
-            _cifar100(folder, True),
-            _cifar100(folder, False),
-        )
-        mean, std = CIFAR100_MEAN, CIFAR100_STD
+def load(data: Data, given: Path | None, device: torch.device) -> Dataset:
+    """Load a data set to a device. `given` is --data: see `bench.datasets.root`."""
+    check_fits(data, device)
+    entry = ENTRIES[data.dataset]
+    mean, std = entry.mean, entry.std
+    if entry.digested:
+        train_images, train_labels, test_images, test_labels, *measured = images.load(data, given)
+        mean, std = (mean, std) if mean else measured
+    elif data.dataset in cifar.LAYOUTS:
+        layout, folder = cifar.LAYOUTS[data.dataset], root(data.dataset, given)
+        train_images, train_labels = _cifar(layout, folder, train=True)
+        test_images, test_labels = _cifar(layout, folder, train=False)
     else:
         train_images, train_labels, _ = embedded.generate("train", embedded.TRAIN_IMAGES_PER_CLASS)
         test_images, test_labels, _ = embedded.generate("test", embedded.TEST_IMAGES_PER_CLASS)
-        mean, std = embedded.MEAN, embedded.STD
     held_out = ()
     if data.validation:
         kept = torch.ones(len(train_labels), dtype=torch.bool)
@@ -83,57 +80,84 @@ def load(data: Data, root: Path | None, device: torch.device) -> Dataset:
     if data.train_images is not None:
         chosen = balanced_subset(train_labels, data.train_images)
         train_images, train_labels = train_images[chosen], train_labels[chosen]
-    tensors = (train_images, train_labels, test_images, test_labels, _channels(mean), _channels(std), *held_out)
+    statistics = (_channels(data.mean or mean), _channels(data.std or std))
+    tensors = (train_images, train_labels, test_images, test_labels, *statistics, *held_out)
     return Dataset(*(tensor.to(device) for tensor in tensors))
 
 
-def cifar100_root(root: Path | None) -> Path:
-    """The folder that holds `cifar-100-python/`: --data, else $CIFAR100_ROOT, else ./data."""
-    said = os.environ.get(ROOT_VARIABLE)
-    folder = root or (paths.expand(said, ROOT_VARIABLE) if said else Path("data"))
-    return folder.parent if folder.name in (CIFAR100_FOLDER, cifar.ARCHIVE) else folder
+def prepare(data: Data, given: Path | None, device: torch.device | None = None) -> None:
+    """See once, before any run starts, that the data set is there, whole, and fits; make of it what can be made.
 
-
-def prepare(data: Data, root: Path | None) -> None:
-    """See once, before any run starts, that the data set is there and whole; download CIFAR-100 where it is not."""
+    CIFAR is downloaded where it is not there, the images of a folder are decoded.
+    """
     check_sizes(data)
-    if data.dataset != "cifar100":
-        return
-    folder = cifar100_root(root)
-    wrong = cifar.make_whole(folder)
+    if device is not None:
+        check_fits(data, device)
+    if ENTRIES[data.dataset].digested:
+        images.load(data, given)
+    elif data.dataset in cifar.LAYOUTS:
+        _prepare_cifar(cifar.LAYOUTS[data.dataset], data.dataset, given)
+
+
+def _prepare_cifar(layout: cifar.Layout, dataset: str, given: Path | None) -> None:
+    folder = root(dataset, given)
+    wrong = cifar.make_whole(folder, layout)
     if wrong is None:
         return
-    if root is not None:
+    if given is not None:
         raise BadInput(
-            f'no whole CIFAR-100 in "{folder}": {wrong}. Give --data the folder that holds {CIFAR100_FOLDER}/ or '
-            f"{cifar.ARCHIVE}, or leave --data out to download it where there is a network"
+            f'no whole {layout.name} in "{folder}": {wrong}. Give --data the folder that holds {layout.folder}/ or '
+            f"{layout.archive}, or leave --data out to download it where there is a network"
         )
-    from torchvision.datasets import CIFAR100
-
     try:
-        CIFAR100(folder, train=True, download=True)
+        _torchvision(layout)(folder, train=True, download=True)
     except Exception as error:
         raise BadInput(
-            f'CIFAR-100 is not in "{folder}" ({wrong}) and cannot be downloaded ({_one_line(error)}): give --data DIR '
-            f"or set {ROOT_VARIABLE} to a folder that holds {CIFAR100_FOLDER}/ or {cifar.ARCHIVE}"
+            f'{layout.name} is not in "{folder}" ({wrong}) and cannot be downloaded ({_one_line(error)}): give --data '
+            f"DIR or set {ENTRIES[dataset].variable} to a folder that holds {layout.folder}/ or {layout.archive}"
         ) from None
+
+
+def check_fits(data: Data, device: torch.device) -> None:
+    """BadInput where images and augmented epochs are larger than what the device has free (where that is known)."""
+    found, free = facts(data), _free_bytes(device)
+    # As `augmented_epoch` holds them at its largest: every copy before and after it is put in order.
+    copies = 1 + {"weak": 2, "paired": 4, "weak+strong": 6}[data.views]
+    needed = (train_size(data) * copies + (data.validation or 0) + found.test) * CHANNELS * found.side**2
+    if free is not None and needed > ROOM * free:
+        raise BadInput(
+            f"{data.dataset} at {found.side}x{found.side} does not fit: its images and an augmented epoch take "
+            f"{needed / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free: give a smaller side or train_images, or "
+            "another device"
+        )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 def balanced_subset(labels: Tensor, size: int, purpose: str = "subset") -> Tensor:
     """Indices, ascending, of `size` images with equally many of each class; for a purpose the same in every run."""
-    per_class = size // NUM_CLASSES
+    classes = labels.unique()
     order = torch.randperm(len(labels), generator=_generator(0, purpose))
-    chosen = [order[labels[order] == label][:per_class] for label in range(NUM_CLASSES)]
+    chosen = [order[labels[order] == label][: size // len(classes)] for label in classes]
     return torch.cat(chosen).sort().values
 
 
 def augmented_epoch(dataset: Dataset, data: Data, seed: int, epoch: int) -> Epoch:
     """The epoch's images, augmented and in training order, from (seed, epoch) alone."""
     n, device = len(dataset.train_labels), dataset.train_images.device
-    weak = apply_weak(dataset.train_images, draw_weak(n, _generator(seed, "weak", epoch)))
+    side = dataset.train_images.shape[-1]
+    weak = apply_weak(dataset.train_images, draw_weak(n, _generator(seed, "weak", epoch), side))
     strong = None
     if data.strong:
-        draw = draw_strong(n, _generator(seed, "strong", epoch), data.strong.ops, data.strong.posterize_bits)
+        draw = draw_strong(n, _generator(seed, "strong", epoch), data.strong.ops, data.strong.posterize_bits, side)
         strong = apply_strong(dataset.train_images, draw)
     both = data.views == "weak+strong"
     order = torch.randperm(2 * n if both else n, generator=_generator(seed, "order", epoch)).to(device)
@@ -148,19 +172,21 @@ def slices(total: int, batch: int, first: int = 0) -> Iterator[slice]:
     return (slice(start, start + batch) for start in range(first * batch, total, batch))
 
 
-def _cifar100(folder: Path, train: bool) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import (
-        CIFAR100,
-    )  # imported here: it costs a second that embedded runs do not need
-
+def _cifar(layout: cifar.Layout, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
     try:
-        split = CIFAR100(folder, train=train, download=False)
+        split = _torchvision(layout)(folder, train=train, download=False)
     except RuntimeError:
         raise BadInput(
-            f'no whole CIFAR-100 in "{folder}": give --data the folder that holds {CIFAR100_FOLDER}/'
+            f'no whole {layout.name} in "{folder}": give --data the folder that holds {layout.folder}/'
         ) from None
-    images = torch.from_numpy(np.ascontiguousarray(split.data.transpose(0, 3, 1, 2)))
-    return images, torch.tensor(split.targets)
+    pixels = torch.from_numpy(np.ascontiguousarray(split.data.transpose(0, 3, 1, 2)))
+    return pixels, torch.tensor(split.targets)
+
+
+def _torchvision(layout: cifar.Layout) -> type:
+    from torchvision import datasets  # imported here: it costs a second that embedded runs do not need
+
+    return {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[layout.name]
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:

@@ -23,15 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.datasets import NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES
+from bench.datasets import ENTRIES
 
-NUM_COARSE = 20
+ENTRY = ENTRIES["embedded-1"]
+NUM_CLASSES, NUM_COARSE = ENTRY.known.classes, 20
 MEMBERS = NUM_CLASSES // NUM_COARSE  # fine classes of a coarse one, and patterns of a family
-TRAIN_IMAGES_PER_CLASS = TRAIN_IMAGES["embedded-1"] // NUM_CLASSES
-TEST_IMAGES_PER_CLASS = TEST_IMAGES["embedded-1"] // NUM_CLASSES
-MEAN, STD = (0.4330, 0.4358, 0.4275), (0.2366, 0.2530, 0.2453)  # of the training images, pixels in 0..1
+TRAIN_IMAGES_PER_CLASS = ENTRY.known.train // NUM_CLASSES
+TEST_IMAGES_PER_CLASS = ENTRY.known.test // NUM_CLASSES
+MEAN, STD = ENTRY.mean, ENTRY.std  # of the training images, pixels in 0..1
 
-SIZE = 32
+SIZE = ENTRY.known.side
 SEED = 20250501
 NUMBER_WORDS, NOISE_WORDS = 16, 3 * SIZE * SIZE // 8  # 64-bit words per image, as four numbers and as eight bytes
 FIRST_POSITION = 16  # of an image's 64 numbers: before it the ones drawn in turn, from it on the dots' positions

@@ -14,9 +14,11 @@ from torch.nn.functional import cross_entropy
 import zoo
 from bench import paths
 from bench.commandline import Parser, refuse
+from bench.datasets import ENTRIES, facts, identified
 from bench.run import Data, Run
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
+from methods import check
 
 # Images at a time: enough to fill a GPU; on a CPU so few that a layer's maps stay in its cache (twice as fast as 1000).
 BATCH = {"cuda": 1000, "cpu": 100}
@@ -67,7 +69,7 @@ def evaluate(
     total = torch.zeros(3, dtype=torch.float64, device=device)
     for some in datasets.slices(len(labels), BATCH[device.type]):
         logits = net(dataset.normalise(images[some]).contiguous(memory_format=layout)).float()
-        hits = logits.topk(5, dim=1).indices == labels[some, None]
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[some, None]
         loss = cross_entropy(logits, labels[some], reduction="sum")
         total += torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
         on_batch()
@@ -81,21 +83,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.evaluate", description=__doc__)
     parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
     parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file")
+    parser.add_argument("--dataset", default="cifar100", help=f"{', '.join(ENTRIES)} (default: cifar100)")
+    parser.add_argument("--side", type=int, help="height and width that the images of a folder are resized to")
     parser.add_argument(
         "--data",
         type=paths.option,
-        help=f"folder that holds {datasets.CIFAR100_FOLDER}/ "
-        f"(default: ${datasets.ROOT_VARIABLE}, else ./data, downloaded if missing)",
+        help="folder that holds the data set (default: its variable, $CIFAR100_ROOT for CIFAR-100, else ./data, "
+        "downloaded if missing)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     args = parser.parse_args(arguments)
-    cifar100 = Data(dataset="cifar100", train_images=None, views="weak", strong=None)
     try:
         device = parse_device(args.device)
-        net = zoo.build(args.arch)
+        name = zoo.choose("data set", args.dataset, ENTRIES)
+        asked = {"dataset": name, "train_images": None, "views": "weak", "strong": None, "side": args.side}
+        data = identified(check(Data, asked, "--dataset"), args.data)
+        net = zoo.build(args.arch, facts(data).classes, facts(data).side)
         source = zoo.load_weights(net, args.weights)
-        datasets.prepare(cifar100, args.data)
-        dataset = datasets.load(cifar100, args.data, device)
+        datasets.prepare(data, args.data, device)
+        dataset = datasets.load(data, args.data, device)
     except zoo.BadInput as error:
         return refuse(str(error))
     net.to(device, memory_format=memory_format(device))

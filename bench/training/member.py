@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import methods
 import zoo
 from bench import store
-from bench.datasets import NUM_CLASSES
+from bench.datasets import facts
 from bench.run import Run, seed_for
 from bench.training.data import Dataset
 from bench.training.devices import autocast, memory_format
@@ -61,12 +61,12 @@ class Member:
         """`teacher` is looked at, and copied where its statistics drift (`teacher_mode` "train"), else not kept."""
         device = dataset.train_images.device
         self.layout = memory_format(device, run.precision)
-        method = methods.get(run.method)
+        method, known = methods.get(run.method), facts(run.data)
         with seeded(run.seed, "student"):
-            student = zoo.build(run.student, NUM_CLASSES)
+            student = zoo.build(run.student, known.classes, known.side)
         with seeded(run.seed, "method"):
             params = methods.check(method.Params, run.params, f"run {run.run_id}")
-            train_set = methods.TrainSet(dataset.train_labels, NUM_CLASSES)
+            train_set = methods.TrainSet(dataset.train_labels, known.classes)
             self.method = method(params, student, teacher, train_set).to(device).train()
         self.run, self.dataset = run, dataset
         self.student = student.to(device, memory_format=self.layout)

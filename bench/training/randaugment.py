@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.training.augment import WeakDraw, apply_weak, check_images, draw_weak
+from bench.training.augment import SIDE, WeakDraw, apply_weak, check_images, chunks, draw_weak
 from zoo.errors import BadInput
 
 LEVELS = 256
@@ -181,7 +181,11 @@ class StrongDraw(NamedTuple):
 
 
 def draw_strong(
-    n: int, generator: torch.Generator, ops: int = 2, posterize: tuple[float, float] = (4, 8)
+    n: int,
+    generator: torch.Generator,
+    ops: int = 2,
+    posterize: tuple[float, float] = (4, 8),
+    side: int = SIDE,
 ) -> StrongDraw:
     """Draw weak augmentation, `ops` operations with magnitudes, and cutout for n images from a CPU generator.
 
@@ -192,7 +196,7 @@ def draw_strong(
         raise BadInput(f"posterize range {posterize} is not within 0..8 bits; take (4, 8) or (0, 1)")
     ranges = {name: (op.low, op.high) for name, op in OPERATIONS.items()} | {"posterize": posterize}
     low, high = torch.tensor(list(ranges.values()), dtype=torch.float64).unbind(1)
-    weak = draw_weak(n, generator)
+    weak = draw_weak(n, generator, side)
     operation = torch.randint(0, len(OPERATIONS), (n, ops), generator=generator)
     share = torch.rand(n, ops, dtype=torch.float64, generator=generator)
     magnitude = low[operation] + (high - low)[operation] * share
@@ -204,14 +208,12 @@ def draw_strong(
 def apply_strong(images: Tensor, draw: StrongDraw, chunk: int | None = None) -> Tensor:
     """Crop, flip, transform and cut out uint8 images (N, 3, H, W) as drawn; a new tensor of the same shape.
 
-    `chunk` images are worked on at a time (default: CHUNK): the result does not depend on it. Raises
-    BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
+    `chunk` images of 32x32, or as many pixels, are worked on at a time (default: CHUNK): the result does not
+    depend on it. Raises BadInput where the images are not uint8 (N, C, H, W) or their number is not the draw's.
     """
     check_images(images, len(draw.operation))
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    chunk = chunk or CHUNK.get(images.device.type, CHUNK["cuda"])
-    for start in range(0, len(images), chunk):
-        part = slice(start, start + chunk)
+    for part in chunks(images, chunk or CHUNK.get(images.device.type, CHUNK["cuda"])):
         view = apply_weak(images[part], WeakDraw(*(field[part] for field in draw.weak)))
         for operation, magnitude in zip(draw.operation[part].T, draw.magnitude[part].T, strict=True):
             view = _one_operation_each(view, operation, magnitude)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from bench import paths
-from bench.training import data
+from bench import datasets, paths
 from zoo.errors import BadInput
 
 
@@ -43,8 +42,8 @@ def test_every_option_and_variable(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PLACE", "~/place")
     args = reproduce.parser().parse_args(["--out=~/x", "--data=$PLACE", "--compare", "${PLACE}/y"])
     assert (args.out, args.data, args.compare) == (tmp_path / "x", tmp_path / "place", tmp_path / "place" / "y")
-    monkeypatch.setenv(data.ROOT_VARIABLE, "~/data")
-    assert data.cifar100_root(None) == tmp_path / "data"
+    monkeypatch.setenv("CIFAR100_ROOT", "~/data")
+    assert datasets.root("cifar100", None) == tmp_path / "data"
     with pytest.raises(SystemExit) as ended:
         reproduce.parser().parse_args(["--out", "$NO_SUCH_PLACE"])
     assert ended.value.code == 2 and "NO_SUCH_PLACE is not set" in capsys.readouterr().err

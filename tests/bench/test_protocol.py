@@ -127,7 +127,7 @@ def test_brief_is_standard_in_ten_epochs_of_all_images(method):
         (("batch: 32", "nesterov: no"), "train.nesterov"),
         (("milestones: [1]", "milestones: [2]"), "never reached"),
         (("milestones: [1]", "milestones: [1, 1]"), "rise"),
-        (("embedded-1", "cifar10"), "data.dataset"),
+        (("embedded-1", "cifar1000"), "data.dataset"),
         (("train_images: 100", "train_images: -5"), "data.train_images"),
         (("train_images: 100", "views: paired"), "strong"),
         (("extends: standard", "extends: standrad"), 'did you mean "standard"'),

@@ -366,6 +366,8 @@ NETWORKS = {
     "standard": {arch: {"lr": (0.01, "RD by the student's name, MD in each configuration")} for arch in SMALL},
     "sprint": {arch: {"lr": (0.4, "ours: a fifth, as in standard; not tried")} for arch in SMALL},
     "first-look": {arch: {"lr": (0.01, "as standard")} for arch in SMALL},
+    "cifar10": {arch: {"lr": (0.01, "as standard")} for arch in SMALL},
+    "tiny-imagenet": {arch: {"lr": (0.2, "MD, configs/tiny_imagenet")} for arch in SMALL},
     "brief": {arch: {"lr": (0.08, "ours: a fifth, as in standard")} for arch in SMALL},
 }
 
@@ -409,6 +411,13 @@ OURS: dict[str, dict[str, Any]] = {
         },
         "data": {"dataset": "embedded-1", "train_images": 800},
         "pairs": {},
+    },
+    "cifar10": {"train": {}, "method_train": {}, "params": {}, "data": {"dataset": "cifar10"}},
+    "tiny-imagenet": {  # MD's batch, epochs, steps and learning rate, configs/tiny_imagenet
+        "train": {"epochs": 200, "batch": 256, "lr": 0.2, "milestones": (60, 120, 160)},
+        "method_train": {"mlkd": {"lr": 0.1}},
+        "params": {},
+        "data": {"dataset": "tiny-imagenet-200"},
     },
 }
 PUBLISHED = ("standard", "streamlined", "streamlined-revised")

@@ -159,7 +159,7 @@ def test_one_graph_without_breaks(arch: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 3, 28, 28), (2, 1, 32, 32), (3, 32, 32)])
-def test_anything_but_32x32_images_is_refused(shape: tuple[int, ...]) -> None:
+def test_images_of_another_size_than_it_was_built_for_are_refused(shape: tuple[int, ...]) -> None:
     for arch in ("resnet8", "wrn_16_1", "vgg8"):
         net = zoo.build(arch)
         for run in (net, net.outputs):

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.datasets import TEST_IMAGES, TRAIN_IMAGES
+from bench import datasets
 from bench.measure.acceptance import TEACHER
-from bench.training import data as datasets
 from zoo.errors import BadInput
 
 PYTHON, PLATFORMS = "3.12", ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
@@ -33,17 +32,18 @@ LACKING = ("pydantic",)  # its own requirements come along; submitit is needed f
 MOST_MIB = 60  # of a folder
 PARTS = 2
 ACROSS, DOWN = 50, 50  # images of a picture
-SIDE = 32
+CIFAR100 = datasets.ENTRIES["cifar100"]
+SIDE = CIFAR100.known.side
 PIXELS = 3 * SIDE * SIDE
 START, END, META = "start", "end", "meta"  # of a file's bytes around its images; the file that has none
-SPLITS = {"train": TRAIN_IMAGES["cifar100"], "test": TEST_IMAGES["cifar100"]}  # and their images
+SPLITS = {"train": CIFAR100.known.train, "test": CIFAR100.known.test}  # and their images
 # A tenth of the time of the smallest files, and 2 % more bytes.
 WEBP = {"lossless": True, "exact": True, "method": 4, "quality": 75}
 
 
 def make(kit: Path, data: Path | None, weights: Path | None) -> Iterator[str]:
     """Write the kit; a line on each part of it. BadInput where something it needs is not there."""
-    folder = datasets.cifar100_root(data) / datasets.CIFAR100_FOLDER
+    folder = datasets.root("cifar100", data) / CIFAR100.folder
     for name in (*SPLITS, META):
         if not (folder / name).is_file():
             raise BadInput(f'no CIFAR-100 in "{folder}": give --data the folder that holds {folder.name}/')
@@ -137,7 +137,7 @@ def restore(parts: Sequence[Path], root: Path) -> str:
     for name, content in files.items():
         if hashlib.md5(content).hexdigest() != known[name]:
             raise BadInput(f"{name} of CIFAR-100 does not come out whole: give --restore all {PARTS} parts of one kit")
-    folder = root / datasets.CIFAR100_FOLDER
+    folder = root / CIFAR100.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from bench.commandline import DONE, INCOMPLETE, Parser, refuse
+from bench.datasets import ENTRIES, root
 from bench.measure.acceptance import TEACHER, WEIGHTS_VARIABLE
 from bench.measure.gpu import judge, kit, page
 from bench.measure.gpu import sprint as sprints
@@ -29,10 +30,10 @@ from bench.measure.gpu.facts import FILE, Facts, one_line, read
 from bench.measure.gpu.helper import Gone, Helper, requests
 from bench.measure.gpu.sections import DEFAULT_PRECISION, SECTIONS, Setting
 from bench.measure.gpu.trial import SMALL, Sizes
-from bench.training import data as datasets
 from bench.training.devices import check_precision, parse_device
 from zoo.errors import BadInput, choose
 
+CIFAR100 = ENTRIES["cifar100"]
 SPRINT = "sprint"
 SHARES = {  # of the time, among the sections that are done; what one leaves over goes to those after it
     "machine": 12,
@@ -159,9 +160,9 @@ def _lacking(name: str, args: argparse.Namespace) -> str:
     """What a section needs and is not there, if any."""
     if args.small:
         return "minutes on a CPU" if name == "acceptance" and not SMALL.accepting else ""
-    folder = datasets.cifar100_root(args.data) / datasets.CIFAR100_FOLDER
+    folder = root("cifar100", args.data) / CIFAR100.folder
     if name in ("acceptance", SPRINT) and not folder.is_dir():
-        return f"no {datasets.CIFAR100_FOLDER} at hand"
+        return f"no {CIFAR100.folder} at hand"
     if name == SPRINT and not (args.weights and (args.weights / "sskd" / f"{TEACHER}.pth").is_file()):
         return f"no sskd/{TEACHER}.pth in the folder of weights"
     return ""
@@ -204,7 +205,7 @@ def parser() -> Parser:
         "--results", type=Path, default=Path("results/sprint"), metavar="DIR", help="default: results/sprint"
     )
     at_hand = made.add_argument_group("at hand")
-    at_hand.add_argument("--data", type=Path, metavar="DIR", help=f"default: ${datasets.ROOT_VARIABLE}, else ./data")
+    at_hand.add_argument("--data", type=Path, metavar="DIR", help=f"default: ${CIFAR100.variable}, else ./data")
     at_hand.add_argument(
         "--weights",
         type=Path,
@@ -247,7 +248,7 @@ def _main(args: Any, made: Parser) -> int:
             print(line, flush=True)
         return DONE
     if args.restore:
-        print(kit.restore(args.restore, datasets.cifar100_root(args.data)))
+        print(kit.restore(args.restore, root("cifar100", args.data)))
         return DONE
     if args.out is None:
         made.error("give --out, the folder for facts")

@@ -90,3 +90,13 @@ def test_no_images_is_no_error():
 def test_wrong_images_are_refused(images):
     with pytest.raises(BadInput, match="images"):
         apply_weak(images, draw_weak(4, torch.Generator()))
+
+
+def test_larger_images_are_padded_in_proportion():
+    """By 8 at 64x64, against torchvision's crop of the padded image."""
+    images = torch.randint(0, 256, (40, 3, 64, 64), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
+    draw = draw_weak(40, torch.Generator().manual_seed(10), 64)
+    assert 12 < int(draw.top.max()) <= 16 and int(draw.left.min()) >= 0
+    for image, out, top, left, flip in zip(images, apply_weak(images, draw, chunk=8), *draw, strict=True):
+        crop = TF.crop(TF.pad(image, [8]), int(top), int(left), 64, 64)
+        assert torch.equal(out, TF.hflip(crop) if flip else crop)

@@ -1,92 +1,121 @@
-"""CIFAR-100's files as people copy them: which one is wrong is said, and its archive is unpacked."""
+"""The files of CIFAR-10 and CIFAR-100 as people copy them: which one is wrong is said, and its archive is unpacked."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from bench.datasets import ENTRIES
 from bench.run import Data
 from bench.training import cifar, data
 from zoo.errors import BadInput
 
-REAL = Data(dataset="cifar100", train_images=None, views="weak", strong=None)
+
+@pytest.fixture(params=["cifar100", "cifar10"])
+def dataset(request) -> str:
+    return request.param
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch) -> Path:
-    """A folder with an archive of three small files that stand for the real ones."""
-    inside = tmp_path / "made" / cifar.FOLDER
+def layout(dataset, tmp_path, monkeypatch) -> cifar.Layout:
+    """Small files that stand for the real ones, and their archive in tmp_path/disk/root."""
+    real = cifar.LAYOUTS[dataset]
+    inside = tmp_path / "made" / real.folder
     inside.mkdir(parents=True)
     files = {}
-    for name in cifar.FILES:
+    for name, (_, size) in real.files.items():
         content = name.encode() * 1000
         (inside / name).write_bytes(content)
-        files[name] = hashlib.md5(content).hexdigest(), len(content)
+        files[name] = hashlib.md5(content).hexdigest(), None if size is None else len(content)
     root = tmp_path / "disk" / "root"
     root.mkdir(parents=True)
-    with tarfile.open(root / cifar.ARCHIVE, "w:gz") as archive:
-        archive.add(inside, cifar.FOLDER)
-    monkeypatch.setattr(cifar, "FILES", files)
-    monkeypatch.setattr(cifar, "ARCHIVE_MD5", hashlib.md5((root / cifar.ARCHIVE).read_bytes()).hexdigest())
-    return root
+    with tarfile.open(root / real.archive, "w:gz") as archive:
+        archive.add(inside, real.folder)
+    md5 = hashlib.md5((root / real.archive).read_bytes()).hexdigest()
+    made = dataclasses.replace(real, files=files, archive_md5=md5)
+    monkeypatch.setitem(cifar.LAYOUTS, dataset, made)
+    return made
 
 
-def refusal(root: Path) -> str:
-    with pytest.raises(BadInput) as caught:
-        data.prepare(REAL, root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+@pytest.fixture
+def small(layout, tmp_path) -> Path:
+    """The folder with the archive."""
+    return tmp_path / "disk" / "root"
 
 
-@pytest.mark.parametrize("given", ["", cifar.FOLDER, cifar.ARCHIVE])
-def test_the_archive_alone_is_unpacked(small, given, capsys):
-    data.prepare(REAL, small / given)
-    assert "unpacked" in capsys.readouterr().out and cifar.make_whole(small) is None
-    assert sorted(os.listdir(small)) == [cifar.FOLDER, cifar.ARCHIVE]
-    data.prepare(REAL, small / given)
+@pytest.fixture
+def prepare(dataset):
+    return partial(data.prepare, Data(dataset=dataset, train_images=None, views="weak", strong=None))
+
+
+@pytest.fixture
+def refusal(prepare):
+    def of(root: Path) -> str:
+        with pytest.raises(BadInput) as caught:
+            prepare(root)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return of
+
+
+@pytest.mark.parametrize("given", ["", "folder", "archive"])
+def test_the_archive_alone_is_unpacked(small, layout, prepare, given, capsys):
+    given = getattr(layout, given) if given else ""
+    prepare(small / given)
+    assert "unpacked" in capsys.readouterr().out and cifar.make_whole(small, layout) is None
+    assert sorted(os.listdir(small)) == sorted([layout.folder, layout.archive])
+    prepare(small / given)
     assert not capsys.readouterr().out
 
 
-def test_an_archive_inside_the_folder_mends_what_is_cut_short(small):
-    data.prepare(REAL, small)
-    shutil.move(small / cifar.ARCHIVE, small / cifar.FOLDER / cifar.ARCHIVE)
-    (small / cifar.FOLDER / "train").write_bytes(b"train")
-    data.prepare(REAL, small)
-    assert (small / cifar.FOLDER / "train").read_bytes() == b"train" * 1000
+def test_an_archive_inside_the_folder_mends_what_is_cut_short(small, layout, prepare):
+    prepare(small)
+    first = next(iter(layout.files))
+    shutil.move(small / layout.archive, small / layout.folder / layout.archive)
+    (small / layout.folder / first).write_bytes(first.encode())
+    prepare(small)
+    assert (small / layout.folder / first).read_bytes() == first.encode() * 1000
 
 
-def test_which_file_is_wrong(small):
-    data.prepare(REAL, small)
-    archive = (small / cifar.ARCHIVE).read_bytes()
-    (small / cifar.ARCHIVE).unlink()
-    folder = small / cifar.FOLDER
-    (folder / "meta").unlink()
-    (folder / "train").write_bytes(b"train" * 999)
-    (folder / "test").write_bytes(b"test" * 999 + b"tesT")
+def test_which_file_is_wrong(small, layout, prepare, refusal):
+    prepare(small)
+    archive = (small / layout.archive).read_bytes()
+    (small / layout.archive).unlink()
+    folder = small / layout.folder
+    one, *_, other, missing = layout.files
+    (folder / missing).unlink()
+    (folder / one).write_bytes(one.encode() * 999)
+    (folder / other).write_bytes(other.encode() * 999 + other.upper().encode())
     line = refusal(small)
-    assert f"{cifar.FOLDER}/train has 4,995 bytes instead of 5,000: it is cut short" in line
-    assert f"{cifar.FOLDER}/test has the right size and a wrong byte" in line
-    assert f"{cifar.FOLDER}/meta is missing" in line
-    (small / cifar.ARCHIVE).write_bytes(archive[:-5])
+    if layout.files[one][1]:
+        assert f"{layout.folder}/{one} has 4,995 bytes instead of 5,000: it is cut short" in line
+        assert f"{layout.folder}/{other} has the right size and a wrong byte" in line
+    else:
+        assert all(f"{layout.folder}/{name} is cut short or damaged" in line for name in (one, other))
+    assert f"{layout.folder}/{missing} is missing" in line
+    (small / layout.archive).write_bytes(archive[:-5])
     assert "is cut short or damaged" in refusal(small) and "copy it again" in refusal(small)
-    assert cifar.FOLDER in os.listdir(small)
+    assert layout.folder in os.listdir(small)
 
 
-def test_where_else_it_lies(small):
-    data.prepare(REAL, small)
+def test_where_else_it_lies(small, layout, prepare, refusal):
+    prepare(small)
     assert f"give --data {small}" in refusal(small.parent)
-    assert "put them into a folder" in refusal((small / cifar.FOLDER).rename(small / "cifar100"))
-    assert f"there is no folder {cifar.FOLDER}/" in refusal(small / "nowhere")
+    assert "put them into a folder" in refusal((small / layout.folder).rename(small / "other"))
+    assert f"there is no folder {layout.folder}/" in refusal(small / "nowhere")
 
 
-def test_a_disk_that_cannot_be_read_now(small, monkeypatch):
-    data.prepare(REAL, small)
+def test_a_disk_that_cannot_be_read_now(small, prepare, refusal, monkeypatch):
+    prepare(small)
 
     def fails(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error")
@@ -95,7 +124,7 @@ def test_a_disk_that_cannot_be_read_now(small, monkeypatch):
     assert "cannot be read now (Input/output error)" in refusal(small)
 
 
-def test_where_nothing_can_be_written(small, monkeypatch):
+def test_where_nothing_can_be_written(small, refusal, monkeypatch):
     def fails(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -105,8 +134,11 @@ def test_where_nothing_can_be_written(small, monkeypatch):
 
 
 def test_sums_are_torchvisions():
-    from torchvision.datasets import CIFAR100
+    from torchvision.datasets import CIFAR10, CIFAR100
 
-    assert dict(CIFAR100.train_list + CIFAR100.test_list) == {name: cifar.FILES[name][0] for name in ("train", "test")}
-    assert (CIFAR100.meta["md5"], CIFAR100.tgz_md5) == (cifar.FILES["meta"][0], cifar.ARCHIVE_MD5)
-    assert (CIFAR100.base_folder, CIFAR100.filename) == (cifar.FOLDER, cifar.ARCHIVE)
+    for theirs, ours in ((CIFAR10, cifar.CIFAR10), (CIFAR100, cifar.CIFAR100)):
+        sums = {name: md5 for name, (md5, _) in ours.files.items()}
+        assert {**dict(theirs.train_list + theirs.test_list), theirs.meta["filename"]: theirs.meta["md5"]} == sums
+        assert (theirs.base_folder, theirs.filename, theirs.tgz_md5) == (ours.folder, ours.archive, ours.archive_md5)
+        entry = next(entry for entry in ENTRIES.values() if entry.label == ours.name)
+        assert (entry.folder, entry.archive) == (ours.folder, ours.archive)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from bench.datasets import ENTRIES, root
 from bench.run import Data, seed_for
 from bench.training import data as datasets
 from bench.training.augment import apply_weak, draw_weak
 from tests import tiny
 from zoo.errors import BadInput
 
+ENTRY = ENTRIES["cifar100"]
 STRONG = {"ops": 2, "posterize_bits": (4, 8)}
 
 
@@ -77,7 +79,7 @@ def test_normalisation_is_torchvisions():
     from torchvision.transforms import functional
 
     dataset = tiny.dataset(8)
-    mean, std = datasets.CIFAR100_MEAN, datasets.CIFAR100_STD
+    mean, std = ENTRY.mean, ENTRY.std
     dataset = datasets.Dataset(
         *list(vars(dataset).values())[:4], torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
     )
@@ -120,10 +122,14 @@ def test_missing_cifar_names_folder_and_remedy(tmp_path):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_root_may_be_the_inner_folder_or_the_variable(monkeypatch):
-    assert datasets.cifar100_root(Path("a/cifar-100-python")) == Path("a")
-    monkeypatch.setenv(datasets.ROOT_VARIABLE, "b")
-    assert datasets.cifar100_root(None) == Path("b") and datasets.cifar100_root(Path("c")) == Path("c")
+@pytest.mark.parametrize("name", ["cifar100", "cifar10", "tiny-imagenet-200"])
+def test_root_may_be_the_inner_folder_or_the_variable(name, monkeypatch):
+    entry = ENTRIES[name]
+    monkeypatch.delenv(entry.variable, raising=False)
+    assert root(name, None) == Path("data")
+    assert root(name, Path("a") / entry.folder) == root(name, Path("a") / entry.archive) == Path("a")
+    monkeypatch.setenv(entry.variable, "b")
+    assert root(name, None) == Path("b") and root(name, Path("c")) == Path("c")
 
 
 @pytest.mark.skipif("CIFAR100_ROOT" not in os.environ, reason="CIFAR100_ROOT is not set: no real CIFAR-100")
@@ -140,8 +146,8 @@ def test_real_cifar100():
         assert int(whole.train_labels[i]) == label
         assert (whole.train_images[i].permute(1, 2, 0).numpy() == np.asarray(image)).all()
     pixels = whole.train_images.float().div(255)
-    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(datasets.CIFAR100_MEAN), atol=5e-4)
-    assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(datasets.CIFAR100_STD), atol=2e-3)
+    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(ENTRY.mean), atol=5e-4)
+    assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(ENTRY.std), atol=2e-3)
     subset = datasets.load(data, None, torch.device("cpu"))
     assert torch.equal(torch.bincount(subset.train_labels), torch.full((100,), 50))
     assert len(subset.test_labels) == 10_000
