@@ -86,7 +86,8 @@ def parser() -> Parser:
         "--executor",
         choices=("auto", "local", "slurm"),
         default="auto",
-        help="auto: SLURM where sbatch is there and this is no allocation already, else local",
+        help="auto: SLURM where sbatch is there and configured and this is no allocation already, else local; "
+        "the grid quick is always local unless slurm is asked for",
     )
     where.add_argument(
         "--cluster",
@@ -235,8 +236,6 @@ def _uses_slurm(args: argparse.Namespace) -> bool:
     """Whether this call submits; BadInput where what it asks for does not go with that."""
     if args.status or args.dry_run or args.report:
         return False
-    if args.executor == "slurm" and shutil.which("sbatch") is None:
-        raise BadInput("--executor slurm: there is no sbatch here; use --executor local, or log in to the cluster")
     slurm = _slurm_is_chosen(args)
     if slurm and args.time_budget is not None:
         raise BadInput("--time-budget is for runs on this machine: with SLURM set timeout_min in the cluster file")
@@ -250,9 +249,30 @@ def _uses_slurm(args: argparse.Namespace) -> bool:
 
 
 def _slurm_is_chosen(args: argparse.Namespace) -> bool:
-    from jobs.slurm import scheduler
+    """Whether runs go to SLURM. One line where sbatch is there and does not work; BadInput where nothing is known."""
+    from jobs.slurm import programs
 
-    return args.executor == "slurm" or (args.executor == "auto" and scheduler.available())
+    if args.executor == "local":
+        return False
+    if args.executor == "auto" and (programs.inside_a_job() or shutil.which("sbatch") is None):
+        return False
+    if args.executor == "auto" and _is_quick(args):
+        print("this runs here: the grid quick goes to SLURM with --executor slurm only", file=sys.stderr)
+        return False
+    found = programs.probe()
+    if not found.failed:
+        return True
+    if args.executor == "slurm":
+        raise BadInput(f"--executor slurm: {found.failed}; use --executor local, or log in to the cluster")
+    if found.silent:
+        raise BadInput(f"{found.failed}: --executor local runs here, --executor slurm submits once it answers")
+    print(f"this runs here: sbatch is there, and SLURM is not ({found.failed})", file=sys.stderr)
+    return False
+
+
+def _is_quick(args: argparse.Namespace) -> bool:
+    """Whether the grid is the first one that a person tries: that should show something now, and here."""
+    return args.grid is not None and Path(args.grid).stem == "quick"
 
 
 def _cancel(args: argparse.Namespace) -> int:

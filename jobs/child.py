@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import store
 from jobs import claims
-from jobs.outcomes import DIED, FAILED, LAST_WORDS, Answer
+from jobs.outcomes import DIED, FAILED, LAST_WORDS, NO_DEVICE, Answer
 from jobs.status import duration
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Child:
     post: Post
     order: tuple[str, ...] = ()
     answers: dict[str, Answer] = field(default_factory=dict)  # on the runs of the order, by run id
+    no_device: bool = False  # it ended because its device is not there
     _process: subprocess.Popen | None = None
     _said: bytes = b""  # the beginning of a line
     _leaving: bool = False  # it has said a last word
@@ -196,6 +197,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self.kill()
             code = -signal.SIGKILL
+        self.no_device = code == NO_DEVICE
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         how = self._hung or how + (" (out of memory?)" if code == -signal.SIGKILL else "")
         for pipe in (self._process.stdin, self._process.stdout):

@@ -19,7 +19,7 @@ from jobs import claims, local, results
 from jobs import plan as plans
 from jobs.plan import Plan
 from jobs.progress import Progress
-from jobs.slurm import cluster, scheduler
+from jobs.slurm import cluster, follow, programs, scheduler, site
 from jobs.slurm import submission as slurm
 from zoo.errors import BadInput
 
@@ -92,7 +92,11 @@ def submit(plan: Plan, request: Request) -> int:
         check_precision(request.precision, torch.device(cluster.device(resources[run_id], request.device)))
     _check_writable(request.out)
     if plan.to_do or request.force or request.retry_failed:
-        scheduler.check_accepted([resources[run_id] for run_id in plan.selected], request.out.resolve())
+        wanted = [resources[run_id] for run_id in plan.selected]
+        for remark in (programs.ignored(), site.gpu_remark(wanted, request.device)):
+            if remark:
+                print(remark, flush=True)
+        scheduler.check_accepted(wanted, request.out.resolve())
         data.prepare(plan.grid.protocol.data, request.data)
     with slurm.desk(request.out) as desk:
         if request.force:
@@ -123,10 +127,10 @@ def submit(plan: Plan, request: Request) -> int:
 def _wait(plan: Plan, queued: list[str], request: Request) -> int:
     progress = Progress(plan, request.out, workers=1)
     with _stop_signals("stopping to follow: the jobs go on, --cancel ends them") as stopped:
-        reason = slurm.follow(plan, request.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
+        reason = follow.follow(plan, request.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
     progress.finish()
     left = plans.make(plan.grid, request.out, request.only)
-    if reason == slurm.NOT_ALL and len(left.to_do) < len(plan.to_do):  # there is room in the queue again
+    if reason == follow.NOT_ALL and len(left.to_do) < len(plan.to_do):  # there is room in the queue again
         return submit(left, replace(request, force=False, retry_failed=False))
     return _finish(plan, request, reason)
 

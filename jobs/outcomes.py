@@ -19,6 +19,8 @@ INTERRUPTED = (CRASHED, NO_MEMORY, DIED)
 # A process that says such a word is given no other order. On a GPU FAILED is one, too: an error may have spoilt it.
 LAST_WORDS = (STOPPED, CRASHED, NO_MEMORY)
 
+NO_DEVICE = 69  # exit status of a worker that does not find its device: of sysexits.h "a service is unavailable"
+
 
 class Answer(NamedTuple):
     """What is said of a run; `message` is one line for a person."""

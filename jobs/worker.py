@@ -33,8 +33,9 @@ from bench.training.trainer import CHECKPOINT_EVERY_S, Stopped
 from jobs import claims
 from jobs.failures import record_failure
 from jobs.meter import Meter, Pulse, place
-from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
+from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_DEVICE, NO_MEMORY, STOPPED
 from methods import check
+from zoo.errors import BadInput
 
 Order = tuple[Run, Path | None]  # a run, and the file of a checkpoint's weights
 Settle = Callable[[Run, str, str], None]  # takes a run, its outcome, and one line
@@ -269,7 +270,12 @@ def main() -> None:
     parser.add_argument("--hung-s", type=float, default=claims.HUNG_S, help="without a step: it hangs")
     args = parser.parse_args()
     _keep_priority()
-    site = experiment.Site(args.out, parse_device(args.device), args.data, args.checkpoint_every_s, args.per_device)
+    try:
+        device = parse_device(args.device)
+    except BadInput as error:  # not the runs' doing
+        print(error, file=sys.stderr)
+        sys.exit(NO_DEVICE)
+    site = experiment.Site(args.out, device, args.data, args.checkpoint_every_s, args.per_device)
 
     def work(orders: Sequence[Order], stop: threading.Event, settle: Settle) -> bool:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it

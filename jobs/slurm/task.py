@@ -7,7 +7,9 @@ checkpoints, and the job is requeued with what is left to do. SIGTERM is the end
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -89,8 +91,12 @@ class Task:
         self._leaving = False
         self._lost: set[str] = set()  # runs that another process has, which we have waited for
         self._child = Child(self.post)
+        self._limit_s = _time_limit_s() or 60 * self.timeout_min
+        self._gpus = gpus_given()
         signal.signal(signal.SIGTERM, self._end)  # submitit's own handler ignores it
         print(f"{len(self.orders)} runs on {os.uname().nodename}, code in {child.ROOT}")
+        if odd := self._odd_device():
+            print(odd)
 
     def _end(self, number: int, frame: object) -> None:
         """SIGTERM: scancel, or SLURM requeues by itself. The worker writes its checkpoints, if time allows."""
@@ -105,12 +111,19 @@ class Task:
         """Have runs done together. Those that go on come first in what is left, in the company they may have."""
         self._wait_for_others(cohort)
         self._leave()
+        for run_id in cohort:
+            self._tell(run_id)
         self._child.give({run_id: self.orders[run_id] for run_id in cohort})
         while self._child.busy:
             for answer in self._child.hear(child.LOOK_S):
                 self._take(answer)
             self._child.end_if_hung()
         self._leave()
+        if self._child.no_device:
+            raise RuntimeError(
+                f"no run of this job was done: it is to train on a GPU, and PyTorch finds none on {os.uname().nodename}"
+                f" (SLURM gave it {self._gpus or 'none'}); see the node's driver, or use --device cpu"
+            )
         answers = [self._child.answers[run_id] for run_id in cohort]
         interrupted = [answer for answer in answers if answer.outcome in INTERRUPTED]
         for run_id, again, message in self.attempts.charge(cohort, interrupted):
@@ -119,6 +132,23 @@ class Task:
             else:
                 self._fail(run_id, message)
         self.cohorts[0:1] = self.attempts.parts(self._left(cohort))
+
+    def _odd_device(self) -> str | None:
+        """One line where the GPUs that SLURM gave this job and the device it trains on do not go together."""
+        if self.post.device == "cpu" and self._gpus:
+            return f"SLURM gave this job {self._gpus} GPU(s), and it trains on the CPU, as it was submitted for"
+        if self.post.device != "cpu" and not self._gpus and "SLURM_JOB_ID" in os.environ:
+            return "SLURM gave this job no GPU, and it trains on what its node shows, as it was submitted for"
+        return None
+
+    def _tell(self, run_id: str) -> None:
+        """Say in the log of a run, too, what is odd about its device."""
+        if odd := self._odd_device():
+            with contextlib.suppress(OSError):
+                folder = self._folder(run_id)
+                folder.path.mkdir(parents=True, exist_ok=True)
+                with open(folder.log, "a", encoding="utf-8") as log:
+                    print(odd, file=log)
 
     def _wait_for_others(self, cohort: Sequence[str]) -> None:
         """Give whoever seems to hold one of these runs the time to end, or to be seen to be dead."""
@@ -164,7 +194,7 @@ class Task:
 
     def _near_limit(self) -> bool:
         """Whether this is the time limit's signal and not preemption's. SLURM may send it a minute early."""
-        return time.time() - self._started > 60 * self.timeout_min - self.signal_delay_s - 90
+        return time.time() - self._started > self._limit_s - self.signal_delay_s - 90
 
     def _left(self, cohort: Sequence[str]) -> list[str]:
         return [run_id for run_id in cohort if run_id in self.orders]
@@ -182,3 +212,17 @@ def _written(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+def gpus_given() -> int:
+    """How many GPUs SLURM gave this job, as its own variables say."""
+    if (count := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
+        return int(count)
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", os.environ.get("SLURM_JOB_GPUS", ""))
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+
+
+def _time_limit_s() -> float | None:
+    """What the job has, where SLURM tells it (since 23.02): a site may have made less of what was asked for."""
+    begin, end = (os.environ.get(f"SLURM_JOB_{which}_TIME", "") for which in ("START", "END"))
+    return float(end) - float(begin) if begin.isdigit() and end.isdigit() and end > begin else None
