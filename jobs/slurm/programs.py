@@ -26,7 +26,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 COMMAND_S = 90.0  # SLURM's commands retry for a while where its controller is away
@@ -108,7 +107,6 @@ def ask(*command: str, clusters: str | None = None) -> str | None:
     return call(*command, clusters=clusters).text
 
 
-@cache
 def probe() -> Reply:
     """Whether sbatch is there and finds its configuration."""
     if shutil.which("sbatch") is None:

@@ -61,21 +61,22 @@ def queue(found: Collection[Record]) -> dict[str, Job] | None:
     if not found:
         return {}
     users = ",".join(sorted({record.user for record in found}))
-    names = {record.name for record in found}
+    names: dict[str | None, set[str]] = {}
+    for record in found:
+        for cluster in record.clusters.split(",") if record.clusters else (None,):
+            names.setdefault(cluster, set()).add(record.name)
     jobs = {}
-    for clusters in sorted({record.clusters for record in found}, key=str):
-        asked = ("squeue", "--noheader", "--array", f"--user={users}", "--format=%i|%j|%T|%r")
-        said = programs.ask(*asked, clusters=clusters)
+    for cluster, mine in names.items():  # one at a time: without a header squeue does not say which cluster has a job
+        said = programs.ask(
+            *("squeue", "--noheader", "--array", f"--user={users}", "--format=%i|%j|%T|%r"), clusters=cluster
+        )
         if said is None:
             return None
-        cluster = clusters
         for line in said.splitlines():
-            if line.startswith("CLUSTER: "):
-                cluster = line.removeprefix("CLUSTER: ").strip()
             if line.count("|") < 3:
                 continue
             number, name, state, reason = line.split("|", 3)
-            if name not in names:
+            if name not in mine:
                 continue
             job = f"{number}@{cluster}" if cluster else number
             if state == "PENDING" and reason == "DependencyNeverSatisfied":

@@ -97,9 +97,7 @@ class Desk:
         """Why an array cannot wait for its teacher: no job waits for one of another cluster."""
         after, asked = self.queued.get(array.after) if array.after else None, array.resources.clusters
         cluster = scheduler.split(after)[1] if after else None
-        if not after or cluster == asked or (cluster and asked and cluster in (asked, *asked.split(","))):
-            return None
-        if cluster and asked == "all":
+        if not after or cluster == asked or (cluster and asked and cluster in asked.split(",")):
             return None
         return f"have their teacher on another cluster, as job {after}"
 

@@ -187,6 +187,8 @@ def _name(key: str, value: Any) -> Any:
     for name in names:
         if not re.fullmatch(r"[^\s'\"]+", name):
             raise _Unclear(f'"{key}" {_as_yaml(value)} is no name: write one, or several as a,b')
+    if bare(key) == "clusters" and "all" in names:
+        raise _Unclear(f'"{key}" all: write their names, as `sacctmgr show clusters` lists them')
     return ",".join(names)
 
 

@@ -21,7 +21,7 @@ from bench import grid as grids
 from bench import store
 from jobs import claims
 from jobs.failures import record_failure
-from jobs.slurm import follow, programs, records, scheduler, site, snapshot
+from jobs.slurm import follow, records, scheduler, site, snapshot
 from tests import tiny
 from tests.jobs import cluster as slurms
 from tests.jobs.results import do_here, essence
@@ -54,7 +54,6 @@ def reach(machines, monkeypatch):
     for name, value in machines.environment.items():
         monkeypatch.setenv(name, value)
     site.forget()
-    programs.probe.cache_clear()
     return machines
 
 
@@ -495,7 +494,6 @@ def with_sbatch(tmp_path: Path, monkeypatch) -> None:
         path.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    programs.probe.cache_clear()
 
 
 def refused(capsys, folder: Folder, says: str, *arguments: str, quiet: bool = True) -> None:
