@@ -151,7 +151,8 @@ class Cluster(Resources):
 
 def device(wanted: Resources, asked: str) -> str:
     """Where a job's worker trains: `auto` is the job's GPU if it has one."""
-    return asked if asked != "auto" else "cuda" if wanted.gpu_count else "cpu"
+    part = any(words.PART_OF_A_GPU.match(one) for one in str(wanted.additional.get("gres", "")).split(","))
+    return asked if asked != "auto" else "cuda" if wanted.gpu_count or part else "cpu"
 
 
 def names() -> list[str]:

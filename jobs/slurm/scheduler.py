@@ -182,6 +182,7 @@ def _parameters(wanted: Resources, name: str, code: Path, after: str | None) -> 
         "stderr_to_stdout": True,
         "use_srun": False,
         "additional_parameters": {
+            "propagate": "NONE",  # of the limits (ulimit) of the shell that submits; a login node's are low
             **{option: value for option, value in wanted.additional.items() if value is not False},
             "ntasks": 1,
             "chdir": str(code),  # `python -m` imports from there

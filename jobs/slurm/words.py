@@ -49,15 +49,53 @@ SHORT = {
 def as_meant(values: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The settings of a file or of one of its classes with their values in our own units; `keys` are the known ones."""
     made: dict[str, Any] = {}
-    for key, value in values.items():
-        try:
+    asks: dict[str, Any] = {}  # for GPUs, as sbatch has it
+    try:
+        for key, value in values.items():
+            if bare(str(key)) in GPUS:
+                asks[str(key)] = value
+                continue
             name, value = _one(str(key), value, keys)
-        except _Unclear as error:
-            raise BadInput(f"{where}: {error}") from None
-        if name in made:
-            raise BadInput(f'{where}: "{key}" says again what "{name}" is for: keep one of the two')
-        made[name] = value
-    return _gpus_of_additional(made, where)
+            if name in made:
+                raise _Unclear(f'"{key}" says again what "{name}" is for: keep one of the two')
+            made[name] = value
+        if isinstance(additional := made.get("additional"), Mapping):
+            made["additional"] = {}
+            for key, value in additional.items():
+                option = str(key).lstrip("-")
+                option = SHORT.get(option, option)
+                if bare(option) in (*GPUS, "gpus"):
+                    asks[str(key)] = value
+                else:
+                    made["additional"][option.replace("_", "-")] = value
+        for key, value in asks.items():
+            _ask_for_gpus(made, key, value)
+    except _Unclear as error:
+        raise BadInput(f"{where}: {error}") from None
+    return made
+
+
+def _ask_for_gpus(made: dict[str, Any], key: str, value: Any) -> None:
+    """Take an option of sbatch that asks for GPUs as `gpus`: how many a job holds decides where it trains.
+
+    Other resources in it stay an option. With a part of a GPU (mps, shard) a job needs no whole one.
+    """
+    parts = [part.strip() for part in str(value).split(",")] if bare(key) == "gres" else [value]
+    gpus = [part for part in parts if bare(key) != "gres" or re.match(r"(gres[:/])?gpu\b", part)]
+    others = [part for part in parts if part not in gpus]
+    if len(gpus) > 1:
+        raise _Unclear(f'"{key}" asks for GPUs of several types: a job has one, such as gpus: {GPUS_EXAMPLE}')
+    if others:
+        made["additional"] = {**made.get("additional", {}), "gres": ",".join(others)}
+        if not gpus and any(PART_OF_A_GPU.match(part) for part in others):
+            made.setdefault("gpus", 0)
+    for part in gpus:
+        found = _gpus(key, part)
+        if made.setdefault("gpus", found) != found:
+            raise _Unclear(
+                f'gpus: {made["gpus"]} and "{key}: {value}" contradict each other: write gpus: {found} and leave '
+                f"{key} out"
+            )
 
 
 class _Unclear(ValueError):
@@ -66,8 +104,6 @@ class _Unclear(ValueError):
 
 def _one(key: str, value: Any, keys: tuple[str, ...]) -> tuple[str, Any]:
     name = key.replace("-", "_").strip()
-    if bare(key) in GPUS:
-        return "gpus", _gpus(key, value)
     if name in keys:
         return name, VALUES[name](key, value) if name in VALUES and value is not None else value
     raise _Unclear(_unknown(key, value, keys))
@@ -95,41 +131,8 @@ def _as_yaml(value: Any) -> str:
     return text if re.fullmatch(r"[\w./:%+-]+", text) else f'"{text}"'
 
 
-def _gpus_of_additional(made: dict[str, Any], where: str) -> dict[str, Any]:
-    """GPUs that `additional` asks for, as `gpus`: how many a job holds decides where it trains."""
-    additional = made.get("additional")
-    if not isinstance(additional, Mapping):
-        return made
-    kept: dict[str, Any] = {}
-    for key, value in additional.items():
-        option = str(key).lstrip("-")
-        option = SHORT.get(option, option)
-        if bare(option) not in (*GPUS, "gpus"):
-            kept[option.replace("_", "-")] = value
-            continue
-        resources = str(value).split(",") if bare(option) == "gres" else [value]
-        gpus = [part for part in resources if bare(option) != "gres" or re.match(r"(gres[:/])?gpu\b", part.strip())]
-        others = [part for part in resources if part not in gpus]
-        if others:
-            kept["gres"] = ",".join(others)
-        if not gpus:
-            continue
-        try:
-            if len(gpus) > 1:
-                raise _Unclear(f'"{key}" asks for GPUs of several types: a job has one, such as gpus: {GPUS_EXAMPLE}')
-            found = _gpus(str(key), gpus[0])
-        except _Unclear as error:
-            raise BadInput(f"{where}: additional: {error}") from None
-        if "gpus" in made and made["gpus"] != found:
-            raise BadInput(
-                f'{where}: gpus: {made["gpus"]} and "{key}: {value}" in additional contradict each other: '
-                f"write gpus: {found} and leave {key} out"
-            )
-        made["gpus"] = found
-    return {**made, "additional": kept}
-
-
 GPUS_EXAMPLE = "a100:1"
+PART_OF_A_GPU = re.compile(r"(gres[:/])?(mps|shard)\b")
 TYPE = r"[A-Za-z][\w.+-]*|\d+[A-Za-z_][\w.+-]*|\d+(?=:\d)"  # a100, 1g.10gb, 3090
 
 

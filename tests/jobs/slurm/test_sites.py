@@ -67,7 +67,7 @@ def test_gpus_as_sites_want_them_asked_for(gpus_here, tmp_path, capsys, asks):
     ("asks", "says"),
     [
         ("gpus: v100:1", "it has a100 GPUs (partition main): write gpus: a100:1 in the cluster file"),
-        ("gpus: 0\ngres: gpu:a100:1", '"gres" says again what "gpus" is for'),
+        ("gpus: 0\ngres: gpu:a100:1", "contradict each other: write gpus: a100:1 and leave gres out"),
     ],
 )
 def test_gpus_that_are_refused(gpus_here, tmp_path, capsys, asks, says):

@@ -442,7 +442,7 @@ BAD = {  # name -> (cluster file, what the line must hold)
 }
 REFUSED = {
     "partition": ("gpus: 0\npartition: mian", "invalid partition specified: mian"),
-    "gpus": ("gpus: 1", "Invalid generic resource"),
+    "gpus": ("gpus: 1", "Invalid generic resource (gres) specification; this cluster has no GPUs: add --device cpu"),
     "constraint": ("gpus: 0\nconstraint: big", "Invalid feature"),
     "option": ("gpus: 0\nadditional: {bogus: 1}", "unrecognized option '--bogus=1'"),
     "class": ("gpus: 0\nclasses: [{match: {method: kd}, constraint: big}]", "Invalid feature"),

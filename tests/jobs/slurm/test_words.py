@@ -66,7 +66,8 @@ REFUSED = {  # what is written -> what the line must hold
     "gpus: 1.5": "gpus",
     "gpus: a100:65": "64 GPUs at most",
     "gpus: 0\nadditional: {gres: 'gpu:a100:1'}": "contradict each other: write gpus: a100:1",
-    "gpus: 1\ngres: gpu:2": '"gres" says again what "gpus" is for',
+    "gpus: 1\ngres: gpu:2": 'gpus: 1 and "gres: gpu:2" contradict each other: write gpus: 2 and leave gres out',
+    "gpus: 1\ntimeout-min: 5\ntimeout_min: 6": '"timeout_min" says again what "timeout_min" is for',
     "additional: {gres: 'gpu:a100:1,gpu:v100:1'}": "several types",
     "account: true": '"account" true is no name',
     "account: a b": '"account" "a b" is no name',
@@ -111,6 +112,8 @@ def test_refused_with_the_remedy(tmp_path, text):
 def test_other_resources_beside_gpus_stay(tmp_path):
     made = load(tmp_path, "additional: {gres: 'gpu:a100:1,nvme:100', nice: 5}")
     assert (made.gpus, made.additional) == ("a100:1", {"gres": "nvme:100", "nice": 5})
+    part = load(tmp_path, "gres: shard:1")
+    assert (part.gpus, part.additional, clusters.device(part, "auto")) == (0, {"gres": "shard:1"}, "cuda")
 
 
 def test_how_many_and_of_which_type(tmp_path):
