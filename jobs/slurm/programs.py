@@ -25,10 +25,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 COMMAND_S = 90.0  # SLURM's commands retry for a while where its controller is away
+SAY_S = 5.0  # after which a line says what is waited for
 PROBE_S = 10.0  # for `sbatch --version`, which asks nobody unless it looks for a configuration
 
 OPTIONS = re.compile(
@@ -82,24 +84,40 @@ def call(*command: str, text: str | None = None, clusters: str | None = None, wi
     program, *arguments = command
     where = [f"--clusters={clusters}"] if clusters else []
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *where, *arguments],
             # Without an input of its own a program could read what is typed for us.
-            **({"stdin": subprocess.DEVNULL} if text is None else {"input": text}),
-            capture_output=True,
+            stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=within_s,
             env=environment(),
         )
-    except subprocess.TimeoutExpired:
-        return Reply(failed=f"{program} has not answered in {within_s:g} s", silent=True)
     except OSError as error:
         return Reply(failed=f"{program}: {error.strerror}")
-    if done.returncode == 0:
-        return Reply(done.stdout)
-    said = one_line(done.stderr) if done.stderr.strip() else f"{program} ended with status {done.returncode}"
-    return Reply(done.stdout, said, silent=bool(UNREACHED.search(said)))
+    with process:
+        try:
+            out, err = _communicate(process, text, program, within_s)
+        except subprocess.TimeoutExpired:
+            return Reply(failed=f"{program} has not answered in {within_s:g} s", silent=True)
+        finally:
+            process.kill()
+    if process.returncode == 0:
+        return Reply(out)
+    said = one_line(err) if err.strip() else f"{program} ended with status {process.returncode}"
+    return Reply(out, said, silent=bool(UNREACHED.search(said)))
+
+
+def _communicate(process: subprocess.Popen, text: str | None, program: str, within_s: float) -> tuple[str, str]:
+    """What it says, and after a while a line that it is waited for. Raises subprocess.TimeoutExpired."""
+    try:
+        return process.communicate(text, timeout=min(within_s, SAY_S))
+    except subprocess.TimeoutExpired:
+        if within_s <= SAY_S:
+            raise
+    print(f"waiting for {program}, {within_s:g} s at most", file=sys.stderr, flush=True)
+    return process.communicate(timeout=within_s - SAY_S)
 
 
 def ask(*command: str, clusters: str | None = None) -> str | None:

@@ -189,9 +189,17 @@ def test_no_answer_is_not_a_refusal(tmp_path, stubs, monkeypatch):
     with pytest.raises(scheduler.Refused) as error:
         scheduler.submit(tmp_path / "logs", "kd-x", [lambda: None], wanted(tmp_path), tmp_path, None)
     assert error.value.silent and not error.value.too_many
-    monkeypatch.setattr(programs, "COMMAND_S", 0.3)
-    stubs("sbatch", "exec sleep 60")
-    assert programs.call("sbatch", "x", within_s=0.3).silent
+
+
+def test_a_long_wait_is_said_and_ends(stubs, monkeypatch, capsys):
+    monkeypatch.setattr(programs, "SAY_S", 0.1)
+    stubs("sbatch", "sleep 1; cat; echo done")
+    assert programs.call("sbatch", text="script\n", within_s=60).out == "script\ndone\n"
+    assert capsys.readouterr().err == "waiting for sbatch, 60 s at most\n"
+    stubs("sbatch", "sleep 100 & sleep 100")  # a child keeps its output open
+    began = time.monotonic()
+    assert programs.call("sbatch", within_s=1).silent and time.monotonic() - began < 50
+    assert programs.call("no-such-program").failed == "no-such-program: No such file or directory"
 
 
 def test_what_sbatch_says_besides_does_not_matter(tmp_path, stubs):
