@@ -135,7 +135,7 @@ class Desk:
         records.write(self.out, record)
         logs = records.logs(self.out, record.token)
         try:
-            jobs, cluster = scheduler.submit(logs, record.name, tasks, wanted, code, after)
+            jobs, taken_by = scheduler.submit(logs, record.name, tasks, wanted, code, after)
         except scheduler.Refused:
             # Should SLURM have made the job all the same (sbatch may time out): without its record it does nothing.
             records.remove(self.out, record.token, keep_logs=False)
@@ -143,12 +143,12 @@ class Desk:
                 yield from self._submit_array(grid, replace(array, after=None), code, device, data_root)
                 return
             raise
-        record = replace(record, jobs=jobs, clusters=cluster)
+        record = replace(record, jobs=jobs, clusters=taken_by)
         records.write(self.out, record)
         self.queued |= record.by_run
         name = jobs[0] if len(jobs) == 1 else f"{jobs[0].partition('_')[0]}_[0-{len(jobs) - 1}]"
         waits = f", after {after}" if after else ""
-        where = (f" on {wanted.partition}" if wanted.partition else "") + (f" of cluster {cluster}" if cluster else "")
+        where = (f" on {wanted.partition}" if wanted.partition else "") + (f" of cluster {taken_by}" if taken_by else "")
         yield f"submitted {sum(map(len, array.runs))} runs as {name}{where}, {site.minutes(wanted)} min{waits}"
         if changed := given.differences(record.ids[0], wanted):
             yield changed

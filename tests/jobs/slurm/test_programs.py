@@ -164,7 +164,7 @@ def test_sbatch_without_a_configuration_is_said_and_runs_stay_here(tmp_path, stu
     stubs("sbatch", "echo 'sbatch: error: fetch_config: DNS SRV lookup failed' >&2; exit 1")
     args = reproduce.parser().parse_args(["--grid", "full"])
     assert not reproduce._uses_slurm(args)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert said == "this runs here: sbatch is there, and SLURM is not (fetch_config: DNS SRV lookup failed)\n"
     with pytest.raises(BadInput, match="--executor slurm: fetch_config: DNS SRV lookup failed; use --executor local"):
         reproduce._uses_slurm(reproduce.parser().parse_args(["--grid", "full", "--executor", "slurm"]))
@@ -174,7 +174,7 @@ def test_the_first_grid_stays_here_unless_asked(stubs, monkeypatch, capsys):
     def uses(*arguments: str) -> bool:
         return reproduce._uses_slurm(reproduce.parser().parse_args([*arguments]))
 
-    assert not uses("--grid", "quick") and "goes to SLURM with --executor slurm only" in capsys.readouterr().err
+    assert not uses("--grid", "quick") and "goes to SLURM with --executor slurm only" in capsys.readouterr().out
     assert uses("--grid", "quick", "--executor", "slurm") and uses("--grid", "full") and uses()
     with pytest.raises(BadInput, match="add --executor slurm"):
         uses("--grid", "quick", "--cluster", "example")

@@ -83,7 +83,7 @@ def test_a_job_without_a_gpu_where_there_are_some_is_said(gpus_here, tmp_path, c
 
 def test_a_job_whose_gpu_is_none_trains_nothing_and_says_so(gpus_here, tmp_path, capsys):
     """The files that this SLURM hands out are no GPUs: as on a node whose driver is broken."""
-    folder = Folder(tmp_path, settings=HELD.replace("additional: {hold: true}\n", ""))
+    folder = Folder(tmp_path, settings=HELD.replace("additional: {hold: true}", "setup: export CUDA_VISIBLE_DEVICES="))
     assert folder(*STUDENT, "--wait") == 3
     said = capsys.readouterr().out
     assert "left the queue without a result (no run of this job was done: it is to train on a GPU" in said
