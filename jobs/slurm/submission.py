@@ -148,7 +148,8 @@ class Desk:
         self.queued |= record.by_run
         name = jobs[0] if len(jobs) == 1 else f"{jobs[0].partition('_')[0]}_[0-{len(jobs) - 1}]"
         waits = f", after {after}" if after else ""
-        where = (f" on {wanted.partition}" if wanted.partition else "") + (f" of cluster {taken_by}" if taken_by else "")
+        where = f" on {wanted.partition}" if wanted.partition else ""
+        where += f" of cluster {taken_by}" if taken_by else ""
         yield f"submitted {sum(map(len, array.runs))} runs as {name}{where}, {site.minutes(wanted)} min{waits}"
         if changed := given.differences(record.ids[0], wanted):
             yield changed
