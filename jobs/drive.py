@@ -94,9 +94,11 @@ def submit(plan: Plan, request: Request) -> int:
     _check_writable(request.out)
     if plan.to_do or request.force or request.retry_failed:
         wanted = [resources[run_id] for run_id in plan.selected]
-        for remark in filter(None, (programs.ignored(), site.gpu_remark(wanted, request.device), _no_cuda(wanted))):
+        if remark := programs.ignored():  # before SLURM's answer, which may be a refusal for the lack of these
             print(remark, flush=True)
         scheduler.check_accepted(wanted, request.out.resolve())
+        for remark in filter(None, (site.gpu_remark(wanted, request.device), _no_cuda(wanted))):
+            print(remark, flush=True)
         data.prepare(plan.grid.protocol.data, request.data)
     with slurm.desk(request.out) as desk:
         if request.force:

@@ -26,7 +26,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 COMMAND_S = 90.0  # SLURM's commands retry for a while where its controller is away
@@ -34,7 +34,7 @@ SAY_S = 5.0  # after which a line says what is waited for
 PROBE_S = 10.0  # for `sbatch --version`, which asks nobody unless it looks for a configuration
 
 OPTIONS = re.compile(
-    "_?(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SPANK|SUBMITIT)_(?!CONF$|CONF_SERVER$|JWT$|JWKS$)"
+    "_?(SLURMD?|SBATCH|SALLOC|SRUN|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SPANK|SUBMITIT)_(?!CONF$|CONF_SERVER$|JWT$|JWKS$)"
 )
 # Of the shell that submits: which devices that machine has, and what changes how, or what, a process computes.
 NOT_INHERITED = re.compile(
@@ -129,7 +129,9 @@ def probe() -> Reply:
     """Whether sbatch is there and finds its configuration."""
     if shutil.which("sbatch") is None:
         return Reply(failed="there is no sbatch here")
-    return call("sbatch", "--version", within_s=PROBE_S)
+    found = call("sbatch", "--version", within_s=PROBE_S)
+    # Of several lines the last one says what it came to: "Could not establish a configuration source".
+    return replace(found, failed=found.failed.split("; ")[-1]) if found.failed else found
 
 
 def inside_a_job() -> bool:
