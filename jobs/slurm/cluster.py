@@ -20,23 +20,6 @@ from methods import Settings, check
 from zoo.errors import BadInput, choose
 
 FOLDER = Path(__file__).parent / "clusters"
-# Options of sbatch that submission itself sets: another value would break resuming, waiting or finding the jobs again.
-OURS = {
-    **dict.fromkeys(("array", "dependency", "kill-on-invalid-dep", "chdir", "job-name", "output", "error"), None),
-    **dict.fromkeys(("requeue", "no-requeue", "wrap", "export", "export-file", "get-user-env", "parsable"), None),
-    **dict.fromkeys(("test-only", "open-mode", "input", "wait", "quiet", "verbose", "help", "usage", "version"), None),
-    **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu", "het-group"), None),
-    "signal": "signal_delay_s",
-    "time": "timeout_min",
-    "mem": "mem_gb",
-    "cpus-per-task": "cpus_per_task",
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-    "cluster": "clusters",
-    "clusters": "clusters",
-}
 
 Gpus = Annotated[str, Field(pattern=r"^[\w.+-]+:[1-9]\d*$")]
 Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
@@ -53,7 +36,7 @@ class Resources(Settings):
     mem_gb: PositiveFloat | None = None
     cpus_per_task: Annotated[int, Field(gt=0, le=4096)] = 2
     clusters: Word | None = None  # of several with one login: SLURM chooses among those named; None: this one
-    gpus: Annotated[int, Field(ge=0, le=words.MOST_GPUS)] | Gpus = 1  # of a job, with their type or without
+    gpus: int | Gpus = 1  # of a job, with their type or without
     array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
     together: PositiveInt | None = None  # runs that share a process at most; None: all that fit; never teachers
     runs_per_job: PositiveInt = 1  # cohorts follow one another in a job up to so many runs; never teachers
@@ -79,19 +62,12 @@ class Resources(Settings):
     def gpu_type(self) -> str | None:
         return None if isinstance(self.gpus, int) else self.gpus.rpartition(":")[0]
 
-    @field_validator("gpus")
-    @classmethod
-    def _few(cls, gpus: int | str) -> int | str:
-        if isinstance(gpus, str) and int(gpus.rpartition(":")[2]) > words.MOST_GPUS:
-            raise ValueError(f"a job holds {words.MOST_GPUS} GPUs at most")
-        return gpus
-
     @field_validator("additional")
     @classmethod
     def _not_ours(cls, additional: dict[str, Any]) -> dict[str, Any]:
         for name in additional:
-            if name in OURS:
-                instead = f"use {OURS[name]}" if OURS[name] else "submission sets it"
+            if name in words.OURS:
+                instead = f"use {words.OURS[name]}" if words.OURS[name] else "submission sets it"
                 raise ValueError(f'"{name}" has no place in additional: {instead}')
         return additional
 
@@ -188,10 +164,10 @@ def _said(path: Path) -> str:
 
 def _as_meant(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """What the file says in the words of `Cluster`, its classes, too."""
-    made = words.as_meant(values, _said(path), tuple(Cluster.model_fields))
+    made = words.as_meant(values, _said(path), Cluster)
     if isinstance(classes := made.get("classes"), list):
         made["classes"] = [
-            words.as_meant(entry, f"{_said(path)}, classes, number {number}", tuple(ResourceClass.model_fields))
+            words.as_meant(entry, f"{_said(path)}, classes, number {number}", ResourceClass)
             if isinstance(entry, dict)
             else entry
             for number, entry in enumerate(classes, start=1)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from methods import Settings
 from zoo.errors import BadInput, bare, unknown
 
 MOST_GPUS = 64
@@ -26,8 +27,25 @@ SAME = {
     **dict.fromkeys(("accounts", "project", "charge"), "account"),
     **dict.fromkeys(("feature", "features"), "constraint"),
     **dict.fromkeys(("cluster",), "clusters"),
-    **dict.fromkeys(("array", "maxjobs", "parallelism", "throttle"), "array_parallelism"),
+    **dict.fromkeys(("maxjobs", "parallelism", "throttle"), "array_parallelism"),
     **dict.fromkeys(("modules", "module", "prologue", "commands", "env"), "setup"),
+}
+# Options of sbatch that submission itself sets: another value would break resuming, waiting or finding the jobs again.
+OURS = {
+    **dict.fromkeys(("array", "dependency", "kill-on-invalid-dep", "chdir", "job-name", "output", "error"), None),
+    **dict.fromkeys(("requeue", "no-requeue", "wrap", "export", "export-file", "get-user-env", "parsable"), None),
+    **dict.fromkeys(("test-only", "open-mode", "input", "wait", "quiet", "verbose", "help", "usage", "version"), None),
+    **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu", "het-group"), None),
+    "signal": "signal_delay_s",
+    "time": "timeout_min",
+    "mem": "mem_gb",
+    "cpus-per-task": "cpus_per_task",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "cluster": "clusters",
+    "clusters": "clusters",
 }
 # Ways to ask for GPUs that are taken for `gpus`.
 GPUS = ("gres", "gpuspernode", "gpuspertask", "gpuspersocket")
@@ -46,8 +64,8 @@ SHORT = {
 }
 
 
-def as_meant(values: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a file or of one of its classes with their values in our own units; `keys` are the known ones."""
+def as_meant(values: Mapping[str, Any], where: str, model: type[Settings]) -> dict[str, Any]:
+    """The settings of a file or of one of its classes, as `model` takes them. A key without a value is left out."""
     made: dict[str, Any] = {}
     asks: dict[str, Any] = {}  # for GPUs, as sbatch has it
     try:
@@ -55,7 +73,9 @@ def as_meant(values: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> di
             if bare(str(key)) in GPUS:
                 asks[str(key)] = value
                 continue
-            name, value = _one(str(key), value, keys)
+            name, value = _one(str(key), value, tuple(model.model_fields))
+            if value is None and model.model_fields[name].default is not None:
+                continue
             if name in made:
                 raise _Unclear(f'"{key}" says again what "{name}" is for: keep one of the two')
             made[name] = value
@@ -67,9 +87,10 @@ def as_meant(values: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> di
                 if bare(option) in (*GPUS, "gpus"):
                     asks[str(key)] = value
                 else:
-                    made["additional"][option.replace("_", "-")] = value
+                    made["additional"][option.replace("_", "-")] = True if value is None else value  # --exclusive
         for key, value in asks.items():
-            _ask_for_gpus(made, key, value)
+            if value is not None:
+                _ask_for_gpus(made, key, value)
     except _Unclear as error:
         raise BadInput(f"{where}: {error}") from None
     return made
@@ -115,6 +136,8 @@ def _unknown(key: str, value: Any, keys: tuple[str, ...]) -> str:
     option = SHORT.get(option, option)
     if bare(option) in ("ntasks", "taskspernode", "ntaskspernode", "nodes"):
         return f'"{key}" has no place here: a job is one task on one node, and cpus_per_task gives it cores'
+    if OURS.get(option.replace("_", "-"), option) is None:
+        return f'"{key}" has no place in a cluster file: submission sets it'
     meant = SAME.get(bare(option)) or next((name for name in keys if bare(name) == bare(option)), None)
     if meant:
         megabytes = meant == "mem_gb" and isinstance(value, int)  # as sbatch counts
@@ -139,7 +162,7 @@ TYPE = r"[A-Za-z][\w.+-]*|\d+[A-Za-z_][\w.+-]*|\d+(?=:\d)"  # a100, 1g.10gb, 309
 def _gpus(key: str, value: Any) -> int | str:
     """A count, or TYPE:COUNT, of a job: as --gpus-per-node takes it."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        value = str(value)
     text = str(value).strip()
     found = re.fullmatch(rf"(?:gres[:/])?(?:gpu(?:[:=]|$))?(?:({TYPE})(?:[:=]|$))?(\d+)?", text)
     if not isinstance(value, str) or not text or not found:
@@ -147,6 +170,8 @@ def _gpus(key: str, value: Any) -> int | str:
             f'"{key}" {_as_yaml(value)} is no number of GPUs: write gpus: 1, or with the type gpus: {GPUS_EXAMPLE}'
         )
     kind, count = found[1], int(found[2] or 1)
+    if count > MOST_GPUS:
+        raise _Unclear(f'"{key}" {_as_yaml(value)}: a job holds {MOST_GPUS} GPUs at most')
     return f"{kind}:{count}" if kind and count else count
 
 

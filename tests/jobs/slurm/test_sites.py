@@ -8,7 +8,7 @@ import re
 import pytest
 
 import reproduce
-from jobs.slurm import given, records, scheduler
+from jobs.slurm import follow, given, records, scheduler
 from jobs.slurm import submission as slurm
 from tests.jobs import cluster as slurms
 from tests.jobs.slurm.test_programs import HOSTILE
@@ -16,6 +16,12 @@ from tests.jobs.slurm.test_submission import Folder, hold, reach, refused
 
 HELD = "cpus_per_task: 1\ntimeout_min: 60\nsignal_delay_s: 30\nadditional: {hold: true}\n"
 STUDENT = ("--only", "method=student", "--together", "1")
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(follow, "LOOK_S", 0.2)
+    monkeypatch.setattr(follow, "ASK_S", 2.0)
 
 
 @pytest.fixture(scope="module")
