@@ -8,6 +8,7 @@ was started, 3 stopped early and resumable.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import paths
-from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
+from bench.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
 from jobs import claims
 from zoo.errors import BadInput
 
@@ -127,20 +128,21 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that knows no arrow must not cost hours of work
-    try:
-        return _main(args)
-    except BadInput as error:
-        return refuse(str(error))
-    except KeyboardInterrupt:
-        return STOPPED_EARLY
-    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED_EARLY
-    except OSError as error:
-        return refuse(f"{error.strerror or error}: {error.filename or args.out}; make room or give another --out")
+    os.umask(os.umask(0o077) & 0o077)  # whatever it keeps from others, it keeps nothing from ourselves
+    with lasting_output() as output:
+        try:
+            return _main(args)
+        except BadInput as error:
+            return refuse(str(error))
+        except KeyboardInterrupt:
+            return STOPPED_EARLY
+        except OSError as error:
+            return refuse(explain(error, args.out))
+        finally:
+            output.flush()
+            reader_left = output.lost and output.lost.errno == errno.EPIPE  # `--status | head` is no trouble
+            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run)):
+                note(f"output was lost ({output.lost.strerror}); nothing else was")
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -294,7 +296,7 @@ def _confirm(args: argparse.Namespace, plan: Plan) -> None:
     what = f"{runs:,} runs to do, with {seeds:,} seeds"
     count = args.seeds[0] if args.seeds and len(args.seeds) == 1 and args.seeds[0].isdigit() else None
     hint = f"--seeds {count} is a count, the one seed {count} is --seed {count}; " if count else ""
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         if input(f"{what} ({hint}see them with --dry-run). Start them? [y/N] ").strip().lower() in ("y", "yes"):
             return
         raise BadInput(f"{what}: not started")

@@ -152,11 +152,15 @@ def load_teacher(teacher: Teacher, out: Path) -> nn.Module:
     if reason:
         raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
     try:
-        return _network(teacher.arch, folder.weights, folder.weights.stat().st_mtime_ns)
+        written_ns = store.patiently(lambda: folder.weights.stat().st_mtime_ns, folder.weights)
+        net = store.patiently(lambda: _network(teacher.arch, folder.weights, written_ns), folder.weights)
     except BadInput as error:
         raise TeacherNotReady(
             f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
         ) from None
+    if net is None:  # it has gone since we looked
+        raise TeacherNotReady(f"teacher {teacher.run_id}: weights.pt is missing")
+    return net
 
 
 def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> None:
@@ -165,12 +169,13 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
     With it comes where in the file they were, and what the file itself says they give, if anything, beside that.
     """
     run, weights, started = job.run, job.weights, time.monotonic()
-    if weights is None or not weights.exists():
+    there = weights and store.patiently(weights.stat, weights)
+    if not there:
         raise BadInput(f'weights file "{weights}" of {run.run_id} is missing: give the grid its path again')
-    if zoo.sha256(weights) != run.params["sha256"]:
+    if store.patiently(lambda: _reading(lambda: zoo.sha256(weights)), weights) != run.params["sha256"]:
         raise BadInput(f'weights file "{weights}" has changed since the grid was read: run the command again')
     net = zoo.build(run.student, NUM_CLASSES)
-    source = zoo.load_weights(net, weights)
+    source = store.patiently(lambda: _reading(lambda: zoo.load_weights(net, weights)), weights)
     metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
         "epoch": 0,
@@ -183,6 +188,16 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
         file["claims"] = {"key": key, "top1": top1, "agrees": not source.disagrees(metrics.top1)}
         file["said"] = source.compared(metrics.top1)
     _write(job, site, net, [row], {"train_s": 0.0}, file)
+
+
+def _reading(read: Callable[[], Any]) -> Any:
+    """What `read` gives; where the disk is at fault and not the file, the disk's own error."""
+    try:
+        return read()
+    except BadInput as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
@@ -205,7 +220,7 @@ def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
 def _network(arch: str, weights: Path, written_ns: int) -> nn.Module:
     """Kept from run to run of one worker: in most grids many students follow one teacher."""
     net = zoo.build(arch, NUM_CLASSES)
-    zoo.load_weights(net, weights)
+    _reading(lambda: zoo.load_weights(net, weights))
     return net
 
 

@@ -24,8 +24,15 @@ def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool
     """Write the report into `out` and print its tables; returns the exit status."""
     found = states.look(outline, out, only, to_start=False)
     made = reports.make(outline, found.statuses, out)
-    written = _writing(lambda: reports.write(out, made, found.statuses, plots=plots), out)
-    print(reports.terminal(made, _width()))
+    written, fault = [], None
+    try:
+        written += _writing(lambda: reports.write_tables(out, made), out)
+    except BadInput as error:
+        fault = error
+    print(reports.terminal(made, _width()), flush=True)  # before what takes long, and may fail
+    written += reports.write_pictures(out, made, found.statuses, plots=plots)
+    if fault:
+        raise fault
     tables = [path for path in written if path.parent == out]
     print(
         f"\nwrote {', '.join(str(path) for path in tables)}"

@@ -20,7 +20,7 @@ QUIET_S = 60.0  # without a step: said instead of the time left
 
 def report(outline: Outline, out: Path, found: States) -> str:
     """All of it, for a person."""
-    running = {run_id: claims.read(store.run_folder(out, run_id).path) for run_id in found.of("running")}
+    running = {run_id: _holder(out, run_id) for run_id in found.of("running")}
     jobs = records.submitted(out)
     queued = [run_id for run_id in found.of("missing", "interrupted") if run_id in jobs]
     interrupted = [run_id for run_id in found.of("interrupted") if run_id not in jobs]
@@ -36,6 +36,13 @@ def report(outline: Outline, out: Path, found: States) -> str:
             *_list("damaged", _damaged(found)),
         ]
     )
+
+
+def _holder(out: Path, run_id: str) -> claims.Holder | None:
+    try:
+        return claims.read(store.run_folder(out, run_id).path)
+    except OSError:  # it could be read a moment ago
+        return None
 
 
 def headline(outline: Outline, found: States) -> str:
@@ -180,11 +187,15 @@ def _failed(out: Path, found: States) -> list[str]:
 
 
 def _blocked(outline: Outline, found: States) -> list[str]:
-    students = defaultdict(list)
+    students, own = defaultdict(list), []
     for run_id in found.of("blocked"):
-        students[outline.runs[run_id].teacher].append(run_id)
+        teacher = found.statuses.get(outline.runs[run_id].teacher)
+        if teacher and teacher.state in ("failed", "blocked"):
+            students[teacher.run_id].append(run_id)
+        else:
+            own.append(f"{run_id}  {found.statuses[run_id].reason}")
     groups = [f"{_count(len(runs), 'run')} by {teacher}" for teacher, runs in students.items()]
-    return _list("blocked", groups, len(found.of("blocked")))
+    return _list("blocked", [*own, *groups], len(found.of("blocked")))
 
 
 def _damaged(found: States) -> list[str]:

@@ -177,7 +177,7 @@ def curves(runs: Mapping[str, RunStatus], out: Path | None = None) -> Callable[[
         if out is not None and "curve" not in _dict(result):
             try:
                 result = store.read_json(store.run_folder(out, run_id).result)
-            except store.Damaged:
+            except (store.Damaged, store.Unreadable):
                 result = None
         rows = _dict(result).get("curve")
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

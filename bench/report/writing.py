@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.cells import RunStatus, TableSpec
+from bench.commandline import note
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
 from bench.report.comparison import Comparison, compare, shown_only
@@ -68,11 +70,12 @@ def sections(report: Report) -> tuple[Section, ...]:
 
 
 def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True) -> list[Path]:
-    """Write the report into `out` and return the files written. Each appears whole or not at all.
+    """Write the report into `out` and return the files written. Each appears whole or not at all."""
+    return [*write_tables(out, report), *write_pictures(out, report, runs, plots=plots)]
 
-    With `plots`, plots of an earlier report that these runs give no reason to draw are removed, so that no picture
-    contradicts the table beside it.
-    """
+
+def write_tables(out: Path, report: Report) -> list[Path]:
+    """Everything but pictures. Where some of them cannot be written, the others are, before that is raised."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.md": markdown_report(report),
@@ -82,24 +85,55 @@ def write(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bo
         "published.csv": csv(published_frame(report)),
         "claims.csv": csv(claims_frame(report)),
     }
-    written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
-    read, pictures = Curves(curves(runs, out)), {}
-    if plots:
-        from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
+    written, errors = [], []
+    for name, text in texts.items():
+        try:
+            written.append(write_whole(out / name, text.encode()))
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return written
 
-        folder = out / "plots"
-        drawn = draw(report.results, read)
+
+def write_pictures(out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True) -> list[Path]:
+    """The plots and the page. One of them that cannot be made or written costs itself, and is said in a line.
+
+    With `plots`, plots of an earlier report that these runs give no reason to draw are removed, so that no picture
+    contradicts the table beside it.
+    """
+    written: list[Path] = []
+    read, pictures = Curves(curves(runs, out)), {}
+    with _costs_itself("plots"):
+        drawn = {}
+        if plots:
+            from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
+
+            drawn = draw(report.results, read, _costs_itself)
         pictures = {name: images["png"] for name, images in drawn.items() if images["png"]}
         for name, images in drawn.items():
             for kind, image in images.items():
-                path = folder / f"{name}.{kind}"
-                if image is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    folder.mkdir(exist_ok=True)
-                    written.append(write_whole(path, image))
-    text = page(report.results, sections(report), pictures, runs, read, out)
-    return [*written, write_whole(out / "report.html", text.encode())]
+                with _costs_itself(f"plots/{name}.{kind}"):
+                    path = out / "plots" / f"{name}.{kind}"
+                    if image is None:
+                        path.unlink(missing_ok=True)
+                    else:
+                        path.parent.mkdir(exist_ok=True)
+                        written.append(write_whole(path, image))
+    with _costs_itself("report.html"):
+        text = page(report.results, sections(report), pictures, runs, read, out)
+        written.append(write_whole(out / "report.html", text.encode()))
+    return written
+
+
+@contextlib.contextmanager
+def _costs_itself(what: str) -> Iterator[None]:
+    """Say in a line that something which only shows could not be made, and go on without it."""
+    try:
+        yield
+    except Exception as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        note(f"{what} left out: {why}")
 
 
 def terminal(report: Report, width: int | None = None) -> str:
