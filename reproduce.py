@@ -8,6 +8,7 @@ was started, 3 stopped early and resumable.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
 import shutil
@@ -172,7 +173,8 @@ def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
 
     # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
     device = parse_device("auto" if args.device == "cuda" and _slurm_is_chosen(args) else args.device)
-    print(plans.describe(plan, verbose=True, calibrated=plans.calibrate(plan, device, args.together)))
+    calibrated = plans.calibrate(plan, device, args.together)
+    print(plans.describe(plan, verbose=True, calibrated=calibrated, out=args.out))
     return DONE
 
 
@@ -267,12 +269,26 @@ def _cancel(args: argparse.Namespace) -> int:
 def _grid(args: argparse.Namespace):
     from bench import grid as grids
 
-    return grids.expand(
+    grid = grids.expand(
         grids.load("full" if args.grid is None else args.grid),
         protocol=args.protocol,
         seeds=_seeds(args),
         precision=args.precision or PRECISION,
     )
+    return dataclasses.replace(grid, asked=_asked(args))
+
+
+def _asked(args: argparse.Namespace) -> tuple[str, ...]:
+    """The words that ask for the same runs in the same place, without what is to be done with them."""
+    words: list[str] = []
+    for name in ("grid", "protocol", "seeds", "seed", "precision", "data", "device", "executor", "cluster"):
+        value = getattr(args, name)
+        if value is None or value == "auto":
+            continue
+        if name in ("grid", "protocol", "cluster") and paths.is_file_name(value):
+            value = os.path.abspath(paths.expand(value, f"--{name}"))
+        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return tuple(words) if args.grid else ("--grid", "full", *words)
 
 
 def _seeds(args: argparse.Namespace) -> list[int] | None:

@@ -109,7 +109,7 @@ def lasting_output() -> Iterator[Output]:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
     kept = sys.stdout, sys.stderr
-    streams = [Output(open(os.devnull, "w") if stream is None else stream) for stream in kept]  # noqa: SIM115
+    streams = [Output(open(os.devnull, "w") if stream is None else stream) for stream in kept]
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that knows no arrow must not cost hours of work

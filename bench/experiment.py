@@ -16,7 +16,7 @@ import zoo
 from bench import store
 from bench.datasets import NUM_CLASSES
 from bench.protocol import CHECKPOINT
-from bench.provenance import provenance
+from bench.provenance import code_version, provenance
 from bench.run import Data, Run, Teacher
 from bench.store import weights_fault
 from bench.training import data as datasets
@@ -71,6 +71,7 @@ def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] 
     or the listener itself raised. What fails the device fails all that are not through, and is raised.
     """
     run = jobs[0].run
+    code_version()  # of now, not of the end
     dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
     if run.method == CHECKPOINT:
         for job in jobs:
@@ -94,10 +95,11 @@ class _Writer(Hooks):
         self.job, self.site, self.images = job, site, len(dataset.train_labels)
         listener = job.listener
         self.on_step, self.on_epoch, self.before_write = listener.on_step, listener.on_epoch, listener.before_write
-        self.damaged, self.left = listener.damaged, listener.left
+        self.damaged, self.left, self.other_source = listener.damaged, listener.left, listener.other_source
 
     def done(self, student: nn.Module, state: State) -> None:
-        _write(self.job, self.site, student, state.curve, _timing(state, self.images, self.site))
+        before = state.sources[:-1]
+        _write(self.job, self.site, student, state.curve, _timing(state, self.images, self.site), before=before)
 
 
 def _write(
@@ -107,7 +109,9 @@ def _write(
     curve: list[dict[str, Any]],
     timing: dict[str, float | None],
     file: dict[str, Any] | None = None,
+    before: Sequence[str] = (),
 ) -> None:
+    """`before`: sources of its method that made a part of it, and that this process does not have."""
     run, folder = job.run, _folder(job, site)
     job.listener.before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
@@ -120,6 +124,7 @@ def _write(
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
+            **({"method_sources_before": [*before]} if before else {}),
             "weights_bytes": folder.weights.stat().st_size,
         },
         "curve": curve,

@@ -58,7 +58,7 @@ def execute(plan: Plan, request: Request) -> int:
     if request.force or request.retry_failed:
         plan = plans.make(plan.grid, request.out, request.only)
     grid.keep(plan.grid, request.out)
-    print(plans.describe(plan, verbose=False))
+    print(plans.describe(plan, verbose=False, out=request.out))
     where = local.slots(device, request.slots)
     progress = Progress(plan, request.out, workers=len(where.devices) * where.per_device)
     with _stop_signals() as stopped:
@@ -107,7 +107,7 @@ def submit(plan: Plan, request: Request) -> int:
             desk.forget(plans.retry_failed(plan, request.out))
         plan = plans.make(plan.grid, request.out, request.only)
         grid.keep(plan.grid, request.out)
-        print(plans.describe(plan, verbose=False))
+        print(plans.describe(plan, verbose=False, out=request.out))
         for line in desk.notes:
             print(line)
         data_root = data.cifar100_root(request.data)

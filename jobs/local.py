@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cohorts, store
+from bench import cohorts, machine, store
 from jobs import child, claims, outcomes
 from jobs.attempts import Attempts
 from jobs.child import Child, Post
@@ -45,7 +45,7 @@ class Slots:
 
 def slots(device: torch.device, per_device: int | None) -> Slots:
     """All GPUs where the device is `cuda`, the one named where it is `cuda:N`; on a CPU one slot a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     if device.type == "cpu":
         count = per_device or cores
         return Slots(("cpu",), count, max(1, cores // count))

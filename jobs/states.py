@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import sources, store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
 from bench.commandline import DONE, INCOMPLETE
 from jobs import claims
@@ -76,7 +76,9 @@ def read_kept(out: Path) -> Outline | None:
         if not all(run.flop is None or 0 <= run.flop < float("inf") for run in runs.values()):
             raise ValueError("a cost is not a number")
         protocol = kept["protocol"]
-        return Outline(_text(kept["grid"]), _text(protocol["name"]), int(protocol["version"]), pairs, cells, runs)
+        asked = tuple(map(_text, kept.get("asked", ())))
+        name, version = _text(protocol["name"]), int(protocol["version"])
+        return Outline(_text(kept["grid"]), name, version, pairs, cells, runs, asked=asked)
     except (store.Damaged, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
 
@@ -163,7 +165,7 @@ def _status(folder: store.RunFolder) -> RunStatus:
     try:
         result = store.read_result(folder, curve=False)
         if result:
-            return RunStatus(run_id, "done", "", result)
+            return RunStatus(run_id, "done", "", result, sources.compare(_method(run_id), result.get("provenance", {})))
     except store.Damaged as damage:
         notes.append(f"{damage}, will be set aside")
     holder = claims.read(folder.path)
@@ -178,8 +180,16 @@ def _status(folder: store.RunFolder) -> RunStatus:
         notes.append(f"{damage}, will be set aside")
     if store.patiently(folder.last.stat, folder.last):
         done = _progress(holder.progress if holder else {})
-        return RunStatus(run_id, "interrupted", "; ".join([*notes, f"{done}goes on from its checkpoint"]))
+        now = sources.today().get(_method(run_id))
+        other = now is not None and bool({*sources.of_checkpoint(folder.last)} - {now.digest})
+        whose = ", made with another source of its method than today's" if other else ""
+        reason = "; ".join([*notes, f"{done}goes on from its checkpoint{whose}"])
+        return RunStatus(run_id, "interrupted", reason, source=sources.OTHER if other else "")
     return RunStatus(run_id, "missing", "; ".join(notes) or ("started, no checkpoint yet" if holder else "not started"))
+
+
+def _method(run_id: str) -> str:
+    return run_id.partition("-")[0]
 
 
 def exit_status(found: States) -> int:

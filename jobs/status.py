@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import sources, store
 from bench.cells import RunStatus
 from jobs import claims, states
 from jobs.slurm import records
@@ -34,8 +34,34 @@ def report(outline: Outline, out: Path, found: States) -> str:
             *_blocked(outline, found),
             *_list("interrupted", [f"{run_id}  {found.statuses[run_id].reason}" for run_id in interrupted]),
             *_list("damaged", _damaged(found)),
+            *other_sources(outline, found, out),
         ]
     )
+
+
+def other_sources(outline: Outline, found: States, out: Path) -> list[str]:
+    """Which of the selected runs are of another source of their method than today's, and how to do them again."""
+    of = {run_id: found.statuses[run_id].source for run_id in found.selected if found.statuses[run_id].source}
+    lines, done = [], found.of("done")
+    for state, source, words in (
+        ("done", sources.OTHER, "result{s} of another source of the method than today's; to redo"),
+        ("done", sources.BOTH, "result{s} of several sources of the method, which changed half way; to redo"),
+        (
+            "interrupted",
+            sources.OTHER,
+            "half-done run{s} of another source of the method, which go on; to start over",
+        ),
+    ):
+        if other := [run_id for run_id in found.of(state) if of.get(run_id) == source]:
+            what = words.format(s="" if len(other) == 1 else "s")
+            lines.append(f"{len(other)} {what}: {_some(other)}:")
+            lines.append(f"  {sources.redo(outline, other, done if state == 'done' else found.of(state), out)}")
+    if untold := [run_id for run_id in done if of.get(run_id) == sources.UNTOLD]:
+        lines.append(
+            f"{_count(len(untold), 'result')} of an earlier version, which did not record enough to tell whether the "
+            f"method's file has changed since in more than comments: {_some(untold)}"
+        )
+    return lines
 
 
 def _holder(out: Path, run_id: str) -> claims.Holder | None:
@@ -208,6 +234,10 @@ def _list(title: str, lines: Sequence[str], count: int | None = None) -> list[st
         return []
     shown = [f"  {line}" for line in lines[:MOST_OTHERS]]
     return [f"{title} ({len(lines) if count is None else count}):", *shown, *_more(len(lines) - MOST_OTHERS)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _more(count: int) -> list[str]:

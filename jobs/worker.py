@@ -142,6 +142,12 @@ class Try(experiment.Listener):
         self.say(f"{damage}: set aside, starting again")
         store.set_aside(self.folder.last)
 
+    def other_source(self) -> None:
+        self.say(
+            f"goes on from a checkpoint that another source of {self.run.method} has made: the result will be of both; "
+            "--force starts it over"
+        )
+
     def finished(self, result: dict[str, Any]) -> None:
         if file := result.get("weights_file"):
             self.say(f"{self.job.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")

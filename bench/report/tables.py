@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+from bench import sources
 from bench.cells import STATES, TableSpec
 from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
@@ -23,7 +24,7 @@ SIGNS = {
     "interrupted": "… interrupted",
     "missing": ABSENT,
 }
-UNSEPARATED, MIXED = "†", "§"
+UNSEPARATED, MIXED, OTHER_SOURCE = "†", "§", "‖"
 PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
 NUMBERS_RULE = (
     f"Sample standard deviation (ddof 1) over seeds; a single run has none. {PARTIAL_RULE} Only finished "
@@ -59,6 +60,7 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         i = position[id(summary)]
         marks = sorted({footnotes.mark(text, run_id) for text, run_id in _troubles(summary)}, key=int)
         marks += [MIXED] if summary.mixed else []
+        marks += [OTHER_SOURCE] if summary.other_source else []
         marks += [UNSEPARATED] if i in ranking.unseparated else []
         return [Text(written(summary.last) or SIGNS[summary.state], tuple(marks), i in ranking.best, i)]
 
@@ -68,7 +70,12 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         caption=f"Top-1 accuracy (%) at the last epoch, mean ± std over seeds ({what(results.spec)}).",
         columns=results.pairs,
         sections=rows,
-        notes=(*footnotes.notes(), *mixed_notes(results.cells), *_legend(results, ranking)),
+        notes=(
+            *footnotes.notes(),
+            *mixed_notes(results.cells),
+            *source_notes(results),
+            *_legend(results, ranking),
+        ),
     )
 
 
@@ -81,7 +88,7 @@ def best_table(results: Results) -> Table:
         i = position[id(summary)]
         if cell_gaps := summary.gaps():
             gaps[i] = math.fsum(cell_gaps) / len(cell_gaps)
-        marks = (MIXED,) if summary.mixed else ()
+        marks = (*([MIXED] if summary.mixed else []), *([OTHER_SOURCE] if summary.other_source else []))
         return [
             Text(written(summary.best) or sign(summary), marks, cell=i),
             Text(signed(gaps[i]) if i in gaps else "", cell=i),
@@ -108,7 +115,7 @@ def best_table(results: Results) -> Table:
             (f"{teacher} → {student}", part) for teacher, student in results.pairs for part in ("best", "− last")
         ),
         sections=rows,
-        notes=(*notes, *mixed_notes(results.cells)),
+        notes=(*notes, *mixed_notes(results.cells), *source_notes(results)),
         span=2,
     )
 
@@ -198,6 +205,10 @@ def footer(results: Results, now: datetime) -> list[str]:
         lines.append(once[0])
     if mixed := sum(bool(summary.mixed) for summary in results.cells):
         lines.append(f"Cells whose runs are not alike, marked {MIXED}: {mixed}.")
+    if other := sum(bool(summary.other_source) for summary in results.cells):
+        lines.append(f"Cells of another source of their method than today's, marked {OTHER_SOURCE}: {other}.")
+    if untold := sum(run.source == sources.UNTOLD for run in finished):
+        lines.append(f"Results that do not tell whether their method has changed since, and whose file has: {untold}.")
     return [clean(line) for line in [*lines, f"Written {now:%Y-%m-%d %H:%M} UTC."]]
 
 
@@ -245,6 +256,22 @@ def mixed_notes(cells: Iterable[CellSummary]) -> list[Note]:
     return [
         Note(MIXED, f"not one measurement, its runs mix {mixed}: {some(names, 'table.csv')}.")
         for mixed, names in named.items()
+    ]
+
+
+def source_notes(results: Results) -> list[Note]:
+    """A note where a cell is marked as of another source of its method, with the command that does it again."""
+    other = [run_id for summary in results.cells for run_id in summary.other_source]
+    if not other:
+        return []
+    names = [f"{s.cell.label} on {' → '.join(s.column)}" for s in results.cells if s.other_source]
+    redo = sources.redo(results.spec, other, [run.run_id for run in done(results.runs)], results.out)
+    return [
+        Note(
+            OTHER_SOURCE,
+            f"of another source of the method than today's (its file and what it imports from methods), in "
+            f"{counted(len(set(other)), 'run')}: {some(names, 'runs.csv')}. To redo them: {redo}",
+        )
     ]
 
 

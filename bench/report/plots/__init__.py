@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from bench.report.plots.settings import own_settings  # the first, as it imports matplotlib
 from bench.report.comparison import compare
 from bench.report.curves import Curves
 from bench.report.frames import Results
@@ -15,6 +14,7 @@ from bench.report.plots.accuracy import accuracy
 from bench.report.plots.cost import cost
 from bench.report.plots.curves import curves
 from bench.report.plots.heat import difference, gain
+from bench.report.plots.settings import own_settings  # the first, as it imports matplotlib
 from bench.report.plots.terms import terms
 
 KINDS = ("png", "pdf")
