@@ -105,6 +105,7 @@ def look(outline: Outline, out: Path, only: Iterable[str] = (), *, to_start: boo
     A teacher that students wait for and whose weights are gone is to be made again, and so not done; but not where
     nothing is going `to_start`: what it measured is a result all the same.
     """
+    sources.today.cache_clear()  # of this look, and not of when a driver began
     statuses = _survey(outline.runs, out)
     selected = select(outline, only)
     teachers = {teacher for run_id in selected if (teacher := outline.runs[run_id].teacher)}
