@@ -64,6 +64,7 @@ def test_trees_are_written_without_what_versions_of_python_add():
 
 def test_the_source_is_that_which_was_imported(monkeypatch):
     """An edit after the import reaches neither the digest nor the sum of the file."""
+    provenance.code_version()
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
     said = provenance.provenance("kd", torch.device("cpu"), 1)
     assert said["method_source"] == NOW["kd"].digest and said["method_sha256"] == NOW["kd"].sha256
