@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 DONE, INCOMPLETE, BAD_REQUEST, STOPPED_EARLY = range(4)
 # What to do about an error of the system, by its kind; what is not named here may pass by itself.
 REMEDIES = {
-    (errno.ENOSPC, errno.EDQUOT): "make room there, or give another --out",
-    (errno.EROFS, errno.ENAMETOOLONG): "give another --out",
-    (errno.EACCES, errno.EPERM): "you need rights there, or another --out",
+    (errno.ENOSPC, errno.EDQUOT): "make room there, or give another folder",
+    (errno.EROFS, errno.ENAMETOOLONG): "give another folder",
+    (errno.EACCES, errno.EPERM): "you need rights there, or another folder",
     (errno.EMFILE, errno.ENFILE): "too many files are open at once: raise `ulimit -n`",
     (errno.ENOMEM,): "the machine is out of memory: end other programs",
 }

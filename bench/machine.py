@@ -80,7 +80,7 @@ def cores() -> int:
 def _quotas(root: Path = Path("/sys/fs/cgroup"), of: Path = Path("/proc/self/cgroup")) -> list[float]:
     """Cores that the control groups around this process are given, a number a limit (cgroups(7), versions 1 and 2)."""
     try:
-        lines = [line.split(":", 2) for line in of.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in of.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
         return []
     found = []

@@ -259,7 +259,7 @@ def _boot() -> str:
 def _started(pid: int) -> str | None:
     """When a process started, so that a reused process number is not taken for it; None if it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
         pass

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import torch
 
 from bench import experiment, store
+from bench.commandline import lasting_output
 from bench.run import Run
 from bench.training.devices import failure_of_device, parse_device
 from bench.training.member import Diverged
@@ -289,7 +290,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it
         return do(orders, site, stop, settle)
 
-    serve(work, sys.stdin, os.fdopen(os.dup(1), "w"), args.hung_s)
+    with lasting_output():
+        serve(work, sys.stdin, os.fdopen(os.dup(1), "w"), args.hung_s)
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def source_notes(results: Results) -> list[Note]:
         Note(
             OTHER_SOURCE,
             f"of another source of the method than today's (its file and what it imports from methods), in "
-            f"{counted(len(set(other)), 'run')}: {some(names, 'runs.csv')}. To redo them: {redo}",
+            f"{counted(len(set(other)), 'run')}: {some(names, 'runs.csv')}. To redo them: {clean(redo)}",
         )
     ]
 
