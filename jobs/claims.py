@@ -114,7 +114,7 @@ class Claim:
         """Remove all generations, our own last: as long as it stands, nobody starts over at a lower one."""
         with self._lock:
             self._done.set()
-            if _newest(self.folder) != self.generation or not self._ours():
+            if patiently(lambda: _newest(self.folder), self.folder) != self.generation or not self._ours():
                 return
             for generation in range(self.generation + 1):
                 _path(self.folder, generation).unlink(missing_ok=True)

@@ -21,12 +21,16 @@ QUIET_S = 60.0  # without a step: said instead of the time left
 def report(outline: Outline, out: Path, found: States) -> str:
     """All of it, for a person."""
     running = {run_id: _holder(out, run_id) for run_id in found.of("running")}
-    jobs = records.submitted(out)
+    try:
+        jobs, unread = records.submitted(out), []
+    except OSError as error:  # what else there is to say does not depend on them
+        jobs, unread = {}, [f"submissions: {store.Unreadable(error, Path(error.filename or out))}"]
     queued = [run_id for run_id in found.of("missing", "interrupted") if run_id in jobs]
     interrupted = [run_id for run_id in found.of("interrupted") if run_id not in jobs]
     return "\n".join(
         [
             headline(outline, found),
+            *unread,
             *_hours(outline, found, running),
             *_running(running),
             *_list("submitted, waiting", [f"{run_id}  job {jobs[run_id]}" for run_id in queued]),
