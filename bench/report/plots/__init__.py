@@ -6,6 +6,10 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from bench.report.plots.settings import own_settings
+
+# isort: split
+# Only now what imports matplotlib: the above sees to what it is imported with.
 from bench.report.comparison import compare
 from bench.report.curves import Curves
 from bench.report.frames import Results
@@ -14,7 +18,6 @@ from bench.report.plots.accuracy import accuracy
 from bench.report.plots.cost import cost
 from bench.report.plots.curves import curves
 from bench.report.plots.heat import difference, gain
-from bench.report.plots.settings import own_settings  # the first, as it imports matplotlib
 from bench.report.plots.terms import terms
 
 KINDS = ("png", "pdf")
