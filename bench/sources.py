@@ -89,8 +89,8 @@ def of_checkpoint(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(digest.decode() for digest in found))
 
 
-def redo(spec: TableSpec, run_ids: Collection[str], done: Collection[str], out: Path | str) -> str:
-    """The command that does these runs of a table again. Filters name whole methods where all `done` runs are meant."""
+def redo(spec: TableSpec, run_ids: Collection[str], begun: Collection[str], out: Path | str) -> str:
+    """The command that does these runs of a table again, and no other: of those that have `begun` it names no more."""
     chosen = set(run_ids)
     whole, parts = [], {}
     for kind in dict.fromkeys(map(_kind, spec.cells)):
@@ -98,7 +98,7 @@ def redo(spec: TableSpec, run_ids: Collection[str], done: Collection[str], out: 
         mine = {run_id for cell in cells for run_id in cell.run_ids}
         if not mine & chosen:
             continue
-        if mine & set(done) <= chosen:
+        if mine & set(begun) <= chosen:
             whole.append(kind)
             continue
         for cell in cells:

@@ -47,6 +47,7 @@ def other_sources(outline: Outline, found: States, out: Path) -> list[str]:
     """Which of the selected runs are of another source of their method than today's, and how to do them again."""
     of = {run_id: found.statuses[run_id].source for run_id in found.selected if found.statuses[run_id].source}
     lines, done = [], found.of("done")
+    begun = [run_id for run_id, status in found.statuses.items() if status.state != "missing"]
     for state, source, words in (
         ("done", sources.OTHER, "result{s} of another source of the method than today's; to redo"),
         ("done", sources.BOTH, "result{s} of several sources of the method, which changed half way; to redo"),
@@ -59,7 +60,7 @@ def other_sources(outline: Outline, found: States, out: Path) -> list[str]:
         if other := [run_id for run_id in found.of(state) if of.get(run_id) == source]:
             what = words.format(s="" if len(other) == 1 else "s")
             lines.append(f"{len(other)} {what}: {_some(other)}:")
-            lines.append(f"  {sources.redo(outline, other, done if state == 'done' else found.of(state), out)}")
+            lines.append(f"  {sources.redo(outline, other, begun, out)}")
     if untold := [run_id for run_id in done if of.get(run_id) == sources.UNTOLD]:
         lines.append(
             f"{_count(len(untold), 'result')} of an earlier version, which did not record enough to tell whether the "

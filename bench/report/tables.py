@@ -265,7 +265,8 @@ def source_notes(results: Results) -> list[Note]:
     if not other:
         return []
     names = [f"{s.cell.label} on {' → '.join(s.column)}" for s in results.cells if s.other_source]
-    redo = sources.redo(results.spec, other, [run.run_id for run in done(results.runs)], results.out)
+    begun = [run.run_id for run in results.runs if run.state != "missing"]
+    redo = sources.redo(results.spec, other, begun, results.out)
     return [
         Note(
             OTHER_SOURCE,
