@@ -78,7 +78,10 @@ def follow(
 
 
 def _not_queued(out: Path, run_ids: Collection[str]) -> set[str]:
-    found = records.read(out)
+    try:
+        found = records.read(out)
+    except store.Unreadable:  # nothing is known now; it is asked again
+        return set()
     queue = scheduler.queue(found)
     if queue is None:
         return set()

@@ -90,7 +90,7 @@ def call(*command: str, text: str | None = None, clusters: str | None = None, wi
             stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             env=environment(),
         )

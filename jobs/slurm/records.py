@@ -63,16 +63,16 @@ def logs(out: Path, token: str) -> Path:
 
 
 def last_words(out: Path, run_id: str) -> str | None:
-    """The last line that the job of a run wrote; None where it wrote nothing."""
-    for record in read(out):
-        for job, task in zip(record.jobs or (), record.tasks, strict=False):
-            if run_id in task:
-                try:
-                    text = (logs(out, record.token) / f"{job}_0_log.out").read_text(errors="replace")
-                except OSError:
-                    return None
-                lines = [line.strip() for line in text.splitlines() if line.strip()]
-                return lines[-1].removeprefix("RuntimeError: ") if lines else None
+    """The last line that the job of a run wrote; None where it wrote nothing, or that cannot be read."""
+    try:
+        for record in read(out):
+            for job, task in zip(record.jobs or (), record.tasks, strict=False):
+                if run_id in task:
+                    text = (logs(out, record.token) / f"{job}_0_log.out").read_text(encoding="utf-8", errors="replace")
+                    lines = [line.strip() for line in text.splitlines() if line.strip()]
+                    return lines[-1].removeprefix("RuntimeError: ") if lines else None
+    except OSError:
+        pass
     return None
 
 
