@@ -264,9 +264,12 @@ def _slurm_is_chosen(args: argparse.Namespace) -> bool:
     """Whether runs go to SLURM. One line where sbatch is there and does not work; BadInput where nothing is known."""
     from jobs.slurm import programs
 
-    if args.executor == "local" or (args.executor == "auto" and (programs.inside_a_job() or _is_quick(args))):
+    if args.executor == "local":
         return False
-    if args.executor == "auto" and shutil.which("sbatch") is None:
+    if args.executor == "auto" and (programs.inside_a_job() or shutil.which("sbatch") is None):
+        return False
+    if args.executor == "auto" and _is_quick(args):
+        print("this runs here: the grid quick goes to SLURM with --executor slurm only")
         return False
     found = programs.probe()
     if not found.failed:
@@ -275,7 +278,7 @@ def _slurm_is_chosen(args: argparse.Namespace) -> bool:
         raise BadInput(f"--executor slurm: {found.failed}; use --executor local, or log in to the cluster")
     if found.silent:
         raise BadInput(f"{found.failed}: --executor local runs here, --executor slurm submits once it answers")
-    print(f"this runs here: sbatch is there, and SLURM is not ({found.failed})", file=sys.stderr)
+    print(f"this runs here: sbatch is there, and SLURM is not ({found.failed})")
     return False
 
 

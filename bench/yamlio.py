@@ -71,8 +71,11 @@ def find(name: str, kind: str, folder: Path, base: Path | None = None) -> Path:
     return path
 
 
-def read(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in a YAML file; `kind` ("grid", "protocol") names it in errors."""
+def read(path: Path, kind: str, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file; `kind` ("grid", "protocol") names it in errors.
+
+    `may_be_empty`: a file without a key, such as one with all lines commented out, is an empty mapping.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -86,6 +89,8 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         raise BadInput(f'{kind} file "{path}"{place}: {problem}; correct that line') from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise BadInput(f'{kind} file "{path}": not valid YAML ({type(error).__name__}: {error}); correct it') from None
+    if values is None and may_be_empty:
+        return {}
     if not isinstance(values, dict):
         raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see an example')
     return values

@@ -199,6 +199,7 @@ class Child:
             code = -signal.SIGKILL
         self.no_device = code == NO_DEVICE
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        how += " (its device is not there)" if self.no_device else ""
         how = self._hung or how + (" (out of memory?)" if code == -signal.SIGKILL else "")
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):

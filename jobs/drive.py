@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,10 +95,11 @@ def submit(plan: Plan, request: Request) -> int:
     _check_writable(request.out)
     if plan.to_do or request.force or request.retry_failed:
         wanted = [resources[run_id] for run_id in plan.selected]
-        for remark in (programs.ignored(), site.gpu_remark(wanted, request.device)):
-            if remark:
-                print(remark, flush=True)
+        if remark := programs.ignored():  # before SLURM's answer, which may be a refusal for the lack of these
+            print(remark, flush=True)
         scheduler.check_accepted(wanted, request.out.resolve())
+        for remark in filter(None, (site.gpu_remark(wanted, request.device), _no_cuda(wanted))):
+            print(remark, flush=True)
         data.prepare(plan.grid.protocol.data, request.data)
     with slurm.desk(request.out) as desk:
         if request.force:
@@ -123,6 +125,16 @@ def submit(plan: Plan, request: Request) -> int:
         return _wait(plan, queued, request)
     print("follow them with the same command and --wait, or --status; --report makes the table, --cancel ends the jobs")
     return STOPPED_EARLY
+
+
+def _no_cuda(all_wanted: Collection[cluster.Resources]) -> str | None:
+    """One line where jobs hold GPUs that this Python, which they use, too, cannot train on."""
+    if any(wanted.gpu_count for wanted in all_wanted) and not (torch.version.cuda or torch.version.hip):
+        return (
+            f"PyTorch {torch.__version__} is built without CUDA: jobs that hold a GPU will end without training; "
+            "install one with CUDA, or use --device cpu"
+        )
+    return None
 
 
 def _wait(plan: Plan, queued: list[str], request: Request) -> int:

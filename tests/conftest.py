@@ -18,6 +18,7 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
     "test_acceptance.py",
     "test_slurm_limit.py",
     "test_task.py",
+    "test_sites.py",
     "test_pack.py",
     "test_two_hosts.py",
     "test_evaluate.py",

@@ -315,7 +315,7 @@ def test_bad_teacher_file_gets_one_line_and_exit_2(tmp_path, capsys, make, says)
         (["--device", "tpu"], "choose auto, cpu or cuda"),
         (["--precision", "fp16"], "--precision"),
         (["--precision", "tf32", "--device", "cpu"], "tf32"),
-        (["--executor", "slurm"], "no sbatch here|SLURM refuses"),
+        (["--executor", "slurm"], "no sbatch here|--executor slurm: "),
         (["--protocol", "standart"], 'did you mean "standard"'),
         (["--dry-run", "--status"], "not allowed with"),
         (["--seeds", ""], "--seeds"),

@@ -15,25 +15,13 @@ from bench.protocol import CHECKPOINT
 from bench.run import Run
 from jobs import claims
 from jobs.plan import ROLES
+from jobs.slurm import words
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 
 FOLDER = Path(__file__).parent / "clusters"
-# Options of sbatch that submission itself sets: another value would break resuming, waiting or finding the jobs again.
-OURS = {
-    **dict.fromkeys(("array", "dependency", "kill-on-invalid-dep", "chdir", "job-name", "output", "error"), None),
-    **dict.fromkeys(("requeue", "no-requeue", "wrap", "export", "ntasks", "nodes", "parsable", "test-only"), None),
-    "signal": "signal_delay_s",
-    "time": "timeout_min",
-    "mem": "mem_gb",
-    "cpus-per-task": "cpus_per_task",
-    "gpus-per-node": "gpus",
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-}
 
+Gpus = Annotated[str, Field(pattern=r"^[\w.+-]+:[1-9]\d*$")]
 Word = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
 
 
@@ -47,7 +35,8 @@ class Resources(Settings):
     timeout_min: Annotated[int, Field(gt=0, le=60 * 24 * 366)] | None = None  # None: the partition's default
     mem_gb: PositiveFloat | None = None
     cpus_per_task: Annotated[int, Field(gt=0, le=4096)] = 2
-    gpus: Annotated[int, Field(ge=0, le=64)] = 1  # of a job; a run uses one
+    clusters: Word | None = None  # of several with one login: SLURM chooses among those named; None: this one
+    gpus: int | Gpus = 1  # of a job, with their type or without
     array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
     together: PositiveInt | None = None  # runs that share a process at most; None: all that fit; never teachers
     runs_per_job: PositiveInt = 1  # cohorts follow one another in a job up to so many runs; never teachers
@@ -64,15 +53,23 @@ class Resources(Settings):
             raise ValueError(f"signal_delay_s {self.signal_delay_s} leaves nothing of timeout_min {self.timeout_min}")
         return self
 
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs a job holds. A run uses one."""
+        return self.gpus if isinstance(self.gpus, int) else int(self.gpus.rpartition(":")[2])
+
+    @property
+    def gpu_type(self) -> str | None:
+        return None if isinstance(self.gpus, int) else self.gpus.rpartition(":")[0]
+
     @field_validator("additional")
     @classmethod
     def _not_ours(cls, additional: dict[str, Any]) -> dict[str, Any]:
-        options = {name.replace("_", "-"): value for name, value in additional.items()}
-        for name in options:
-            if name in OURS:
-                instead = f"use {OURS[name]}" if OURS[name] else "submission sets it"
+        for name in additional:
+            if name in words.OURS:
+                instead = f"use {words.OURS[name]}" if words.OURS[name] else "submission sets it"
                 raise ValueError(f'"{name}" has no place in additional: {instead}')
-        return options
+        return additional
 
 
 class Match(Settings):
@@ -130,7 +127,8 @@ class Cluster(Resources):
 
 def device(wanted: Resources, asked: str) -> str:
     """Where a job's worker trains: `auto` is the job's GPU if it has one."""
-    return asked if asked != "auto" else "cuda" if wanted.gpus else "cpu"
+    part = any(words.PART_OF_A_GPU.match(one) for one in str(wanted.additional.get("gres", "")).split(","))
+    return asked if asked != "auto" else "cuda" if wanted.gpu_count or part else "cpu"
 
 
 def names() -> list[str]:
@@ -143,8 +141,8 @@ def load(name: str | None) -> Cluster:
     if name is None:
         return Cluster()
     path = yamlio.find(name, "cluster", FOLDER)
-    cluster = check(Cluster, yamlio.read(path, "cluster"), f'cluster file "{path.name}"')
-    where = f'match in cluster file "{path.name}"'
+    cluster = check(Cluster, _as_meant(yamlio.read(path, "cluster", may_be_empty=True), path), _said(path))
+    where = f"match in {_said(path)}"
     known = {"method": ("method", [*methods.names(), *ROLES, CHECKPOINT])}
     known |= dict.fromkeys(("teacher", "student"), ("architecture", zoo.architectures()))
     classes = []
@@ -158,6 +156,23 @@ def load(name: str | None) -> Cluster:
                 chosen[key] = [choose(f"{kind} of {where}", name, options) for name in _many(value)]
         classes.append(entry.model_copy(update={"match": entry.match.model_copy(update=chosen)}))
     return cluster.model_copy(update={"classes": classes})
+
+
+def _said(path: Path) -> str:
+    return f'cluster file "{path.name}"'
+
+
+def _as_meant(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the file says in the words of `Cluster`, its classes, too."""
+    made = words.as_meant(values, _said(path), Cluster)
+    if isinstance(classes := made.get("classes"), list):
+        made["classes"] = [
+            words.as_meant(entry, f"{_said(path)}, classes, number {number}", ResourceClass)
+            if isinstance(entry, dict)
+            else entry
+            for number, entry in enumerate(classes, start=1)
+        ]
+    return made
 
 
 def _many(value: str | list[str] | None) -> list[str]:

@@ -21,12 +21,16 @@ FOLDER = "submitted"
 
 @dataclass(frozen=True)
 class Record:
-    """One call of sbatch: the runs of each task and, once sbatch has answered, the job id of each (`12_0`, ...)."""
+    """One call of sbatch: the runs of each task and, once sbatch has answered, the job id of each (`12_0`, ...).
+
+    `clusters`: those it may go to, then the one that took it; None where there is only that of this machine.
+    """
 
     token: str
     user: str
     tasks: tuple[tuple[str, ...], ...]
     jobs: tuple[str, ...] | None = None
+    clusters: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,9 +38,14 @@ class Record:
         return f"kd-{self.token}"
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """The jobs as `scheduler.queue` names them: ids are a cluster's own, so with `@CLUSTER` where one is named."""
+        return tuple(f"{job}@{self.clusters}" if self.clusters else job for job in self.jobs or ())
+
+    @property
     def by_run(self) -> dict[str, str]:
         """The job of each run."""
-        jobs = self.jobs or [self.name] * len(self.tasks)
+        jobs = self.ids or [self.name] * len(self.tasks)
         return {run_id: job for job, task in zip(jobs, self.tasks, strict=True) for run_id in task}
 
     def without(self, run_ids: Sequence[str]) -> Record:
@@ -53,6 +62,20 @@ def logs(out: Path, token: str) -> Path:
     return out / FOLDER / token
 
 
+def last_words(out: Path, run_id: str) -> str | None:
+    """The last line that the job of a run wrote; None where it wrote nothing."""
+    for record in read(out):
+        for job, task in zip(record.jobs or (), record.tasks, strict=False):
+            if run_id in task:
+                try:
+                    text = (logs(out, record.token) / f"{job}_0_log.out").read_text(errors="replace")
+                except OSError:
+                    return None
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
+                return lines[-1].removeprefix("RuntimeError: ") if lines else None
+    return None
+
+
 def read(out: Path) -> list[Record]:
     """All records that can be read. One that cannot belongs to no run, and its jobs do nothing: see `tokens`."""
     found = []
@@ -62,7 +85,8 @@ def read(out: Path) -> list[Record]:
             tasks = tuple(tuple(str(run_id) for run_id in task) for task in said["tasks"])
             jobs = None if said["jobs"] is None else tuple(str(job) for job in said["jobs"])
             if tasks and (jobs is None or len(jobs) == len(tasks)):
-                found.append(Record(token, str(said["user"]), tasks, jobs))
+                clusters = said.get("clusters")  # older records have none
+                found.append(Record(token, str(said["user"]), tasks, jobs, None if clusters is None else str(clusters)))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

@@ -29,6 +29,7 @@ CLAIM_WAIT_S = claims.STALE_S + 60  # a run of this job that its crashed predece
 ASK_AGAIN_S = 10.0
 MOST_STILL = 2  # time limits in a row without progress; SLURM may signal up to a minute early, one proves nothing
 REQUEUE_S = 20.0  # kept of the time before the limit for asking SLURM to requeue
+NO_GPU = ("", "-1", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES
 
 
 @dataclass
@@ -219,7 +220,9 @@ def gpus_given() -> int:
     if (count := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
         return int(count)
     ranges = re.findall(r"(\d+)(?:-(\d+))?", os.environ.get("SLURM_JOB_GPUS", ""))
-    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+    # Part of a GPU (mps, shard) is told by this one alone; that of the shell that submitted did not reach the job.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name not in NO_GPU]
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or len(visible)
 
 
 def _time_limit_s() -> float | None:

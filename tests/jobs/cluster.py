@@ -4,7 +4,7 @@ and MariaDB) on free ports of 127.0.0.1, with sockets of their own, so that seve
 Every daemon and every job descends from one *keeper* process, which adopts orphans (PR_SET_CHILD_SUBREAPER) and ends
 them all once the process that holds the cluster leaves the `with` block or dies, however it dies.
 
-    python -m tests.jobs.cluster [--nodes N] [--accounting] -- COMMAND...     runs COMMAND inside a fresh cluster
+    python -m tests.jobs.cluster [--nodes N] [--accounting] [--gpus a100:2] -- COMMAND...     in a fresh cluster
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 # NoCtldInAddrAny, NoInAddrAny: listen on 127.0.0.1 only.
 # ReturnToService=1: a node set down stays down, one that was silent comes back by itself.
 _CONF = """\
-ClusterName=test
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -72,7 +72,7 @@ PartitionName=main Nodes=ALL Default=YES PriorityTier=1
 PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 _UP = {"idle", "mixed", "allocated"}  # `idle*` and so on: its slurmd has not answered yet, it is given no job
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=1000000\n"
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=1000000 {gres}\n"
 _NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none\n"
 _ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
@@ -134,6 +134,8 @@ class Cluster:
     jobs as after a reboot. max_array_size: one more than the largest index.
     min_job_age_s: how long finished jobs are remembered, at least. requeue_delay_s: how long a requeued job waits until
     it may start again (5 or more; SLURM's default is 120). slurmd_timeout_s: silence after which a node is down.
+    gpus: TYPE:COUNT or COUNT of each node, as files that are no GPUs. conf: more lines of slurm.conf.
+    partner: a running cluster with accounting, whose database this one shares, so that `--clusters` works between them.
     """
 
     def __init__(
@@ -146,11 +148,16 @@ class Cluster:
         min_job_age_s: int = 300,
         requeue_delay_s: int = 5,
         slurmd_timeout_s: int = 30,
+        gpus: str | None = None,
+        conf: str = "",
+        name: str = "test",
+        partner: Cluster | None = None,
     ) -> None:
         self.folder = Path(folder).absolute()
         self.nodes = tuple(f"n{i + 1}" for i in range(nodes))
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._accounting = accounting
+        self.name, self._gpus, self._more, self._partner = name, gpus, conf, partner
         self._settings = {
             "max_array_size": max_array_size,
             "min_job_age_s": min_job_age_s,
@@ -174,6 +181,8 @@ class Cluster:
             self._start_munged()
             if self._accounting:
                 self._start_accounting()
+            elif self._partner:
+                self._partner.run("sacctmgr", "--immediate", "add", "cluster", self.name)
             self.start_slurmctld()
             for node in self.nodes:
                 self.start_slurmd(node)
@@ -195,17 +204,34 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         self._port, self._dbd_port, *node_ports = _free_ports(2 + len(self.nodes))
         places = {"host": host, "folder": self.folder, "private": self._private}
-        conf = _CONF.format(**places, **self._settings, port=self._port)
+        if self._partner:
+            self._dbd_port = self._partner._dbd_port
+        conf = _CONF.format(**places, **self._settings, port=self._port, name=self.name) + self._more
+        conf += self._describe_gpus()
         for name, port in zip(self.nodes, node_ports, strict=True):
             (self._private / name).mkdir()
-            conf += _NODE.format(name=name, host=host, port=port)
-        conf += (_ACCOUNTING if self._accounting else _NO_ACCOUNTING).format(**places, port=self._dbd_port)
+            gres = f"Gres=gpu:{self._gpus}" if self._gpus else ""
+            conf += _NODE.format(name=name, host=host, port=port, gres=gres)
+        conf += (_ACCOUNTING if self._accounting or self._partner else _NO_ACCOUNTING).format(
+            **places, port=self._dbd_port
+        )
         (self.folder / "slurm.conf").write_text(conf)
         # Named, although nothing uses control groups: detecting them fails where none are mounted, as in a container.
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         dbd_conf = self.folder / "slurmdbd.conf"
         dbd_conf.touch(mode=0o600)  # slurmdbd accepts no other mode
         dbd_conf.write_text(_DBD_CONF.format(**places, port=self._dbd_port))
+
+    def _describe_gpus(self) -> str:
+        """Write gres.conf, and files for GPUs; returns a line of slurm.conf."""
+        if not self._gpus:
+            return ""
+        kind, _, count = self._gpus.rpartition(":")
+        for number in range(int(count)):
+            (self.folder / f"gpu{number}").touch()
+        files = f"{self.folder}/gpu[0-{int(count) - 1}]"
+        (self.folder / "gres.conf").write_text(f"Name=gpu {f'Type={kind}' if kind else ''} File={files}\n")
+        return "GresTypes=gpu\n"
 
     # Daemons
 
@@ -237,7 +263,8 @@ class Cluster:
     def _start_munged(self) -> None:
         key = self._private / "munge.key"
         key.touch(mode=0o600)
-        key.write_bytes(secrets.token_bytes(128))
+        theirs = self._partner._private / "munge.key" if self._partner else None
+        key.write_bytes(theirs.read_bytes() if theirs else secrets.token_bytes(128))
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
         paths = [f"--{option}={self._private}/munge.{suffix}" for option, suffix in files.items()]
         self._start("munged", "munged", "--foreground", *paths)
@@ -252,7 +279,7 @@ class Cluster:
         self.until((self._private / "mariadb.socket").exists, "MariaDB's socket")
         self._start("slurmdbd", "slurmdbd", "-D")
         self.until(lambda: _listens(self._dbd_port), "slurmdbd to listen")
-        self.run("sacctmgr", "--immediate", "add", "cluster", "test")  # and with it root's account and association
+        self.run("sacctmgr", "--immediate", "add", "cluster", self.name)  # and with it root's account and association
 
     def start_slurmctld(self) -> None:
         self._start("slurmctld", "slurmctld", "-D")
@@ -419,13 +446,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.jobs.cluster", description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd, so that sacct works")
+    parser.add_argument("--gpus", help="of each node, such as a100:2; files that are no GPUs")
     parser.add_argument("command", nargs="+", help="after --")
     args = parser.parse_args()
     if reason := available(args.accounting):
         parser.error(reason)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the command, too
     with tempfile.TemporaryDirectory() as folder:
-        with Cluster(Path(folder), nodes=args.nodes, accounting=args.accounting) as cluster:
+        settings = {"nodes": args.nodes, "accounting": args.accounting, "gpus": args.gpus}
+        with Cluster(Path(folder), **settings) as cluster:
             return subprocess.run(args.command, env=os.environ | cluster.environment).returncode
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from bench import grid as grids
 from jobs import plan
+from jobs.slurm import arrays as group
 from jobs.slurm import cluster as clusters
-from jobs.slurm import records, scheduler
+from jobs.slurm import given, records, scheduler, site
 from jobs.slurm import submission as slurm
 from tests import tiny
 from zoo.errors import BadInput
@@ -25,19 +26,19 @@ def make(tmp_path, settings: str = "", seeds: int = 3):
     return grid, plan.make(grid, tmp_path / "out").to_do, wanted
 
 
-def outline(grid, made: list[slurm.Array]) -> list[tuple]:
+def outline(grid, made: list[group.Array]) -> list[tuple]:
     """(teacher to wait for, runs of each task) of each array."""
     return [(array.after and grid.runs[array.after].student, [*map(len, array.runs)]) for array in made]
 
 
-def sizes(array: slurm.Array) -> list[list[int]]:
+def sizes(array: group.Array) -> list[list[int]]:
     """The sizes of the cohorts of each task."""
     return [[*map(len, task)] for task in array.tasks]
 
 
 def test_one_array_for_the_first_and_one_for_each_teachers_students(tmp_path):
     grid, order, wanted = make(tmp_path, "together: 1")
-    made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+    made = group.arrays(grid, order, wanted, ready=(), most_tasks=1001)
     first, *others = outline(grid, made)
     assert first == (None, [1] * 6)  # the teachers, which are Student rows, too, and the other seeds of these
     assert dict(others) == {"resnet20": [1] * 12, "resnet8": [1] * 6}
@@ -46,7 +47,7 @@ def test_one_array_for_the_first_and_one_for_each_teachers_students(tmp_path):
 def test_a_task_is_a_cohort(tmp_path):
     """Runs of one teacher and seed; a teacher alone, although Student rows of its seed could share with it."""
     grid, order, wanted = make(tmp_path)
-    made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+    made = group.arrays(grid, order, wanted, ready=(), most_tasks=1001)
     first, *others = outline(grid, made)
     assert first == (None, [1, 1, 2, 2])  # two teachers, and the Student rows of two other seeds
     assert dict(others) == {"resnet20": [4, 4, 4], "resnet8": [2, 2, 2]}
@@ -57,7 +58,7 @@ def test_a_task_is_a_cohort(tmp_path):
 def test_at_most_so_many_together_and_so_many_in_a_job(tmp_path):
     def students(settings: str) -> list[list[int]]:
         grid, order, wanted = make(tmp_path, settings)
-        made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+        made = group.arrays(grid, order, wanted, ready=(), most_tasks=1001)
         mine = [array for array in made if array.after and grid.runs[array.after].student == "resnet20"]
         return [task for array in mine for task in sizes(array)]
 
@@ -74,9 +75,9 @@ def test_students_of_ready_teachers_wait_for_nothing(tmp_path):
     grid, order, wanted = make(tmp_path, "together: 1")
     teachers = {run.teacher.run_id for run in grid.runs.values() if run.teacher}
     students = [run_id for run_id in order if grid.runs[run_id].teacher]
-    assert outline(grid, slurm.arrays(grid, students, wanted, ready=teachers, most_tasks=1001)) == [(None, [1] * 18)]
+    assert outline(grid, group.arrays(grid, students, wanted, ready=teachers, most_tasks=1001)) == [(None, [1] * 18)]
     (small,) = (teacher for teacher in teachers if grid.runs[teacher].student == "resnet8")
-    made = slurm.arrays(grid, students, wanted, ready={small}, most_tasks=5)
+    made = group.arrays(grid, students, wanted, ready={small}, most_tasks=5)
     assert sorted(map(str, outline(grid, made))) == [
         "('resnet20', [1, 1, 1, 1, 1])",
         "('resnet20', [1, 1, 1, 1, 1])",
@@ -93,7 +94,7 @@ runs_per_job: 4
 classes: [{match: {method: kd, student: resnet8}, mem_gb: 4}, {match: {method: teacher}, qos: long}]
 """
     grid, order, wanted = make(tmp_path, text)
-    made = slurm.arrays(grid, order, wanted, ready=(), most_tasks=1001)
+    made = group.arrays(grid, order, wanted, ready=(), most_tasks=1001)
     found = {
         (a.resources.qos, a.resources.mem_gb, a.after and grid.runs[a.after].student): sorted(map(len, a.runs))
         for a in made
@@ -121,7 +122,7 @@ def test_whatever_is_asked(tmp_path, seed):
     done = {teacher for teacher in teachers if chance.random() < 0.5}
     order = [run_id for run_id in order if run_id not in done and (run_id in teachers or chance.random() < 0.8)]
     most = chance.randint(1, 7)
-    made = slurm.arrays(grid, order, wanted, ready=done, most_tasks=most)
+    made = group.arrays(grid, order, wanted, ready=done, most_tasks=most)
     assert sorted(run_id for array in made for task in array.runs for run_id in task) == sorted(order)
     seen: set[str] = set()
     for array in made:
@@ -189,7 +190,7 @@ def test_without_a_gpu(tmp_path):
 
 def test_time_limits_as_slurm_writes_them():
     limits = {"01:00:00": 60, "1-00:00:00": 1440, "2-12:30:00": 3630, "00:00:30": 1, "UNLIMITED": 10080}
-    assert {text: scheduler._minutes(text) for text in limits} == limits
+    assert {text: site.in_minutes(text) for text in limits} == limits
 
 
 def test_additional_options_keep_their_names(tmp_path):
@@ -210,13 +211,14 @@ def test_what_a_limit_leaves_room_for_is_submitted(tmp_path, monkeypatch):
         if sum(map(len, taken)) + len(tasks) > 10:
             raise scheduler.Refused("Job violates accounting/QOS policy (job submit limit, user's size and/or time)")
         taken.append(tuple(f"{len(taken)}_{index}" for index in range(len(tasks))))
-        return taken[-1]
+        return taken[-1], None
 
     monkeypatch.setattr(scheduler, "submit", submit)
     monkeypatch.setattr(
         scheduler, "queue", lambda found: {job: scheduler.Job("", "PENDING") for t in taken for job in t}
     )
-    monkeypatch.setattr(scheduler, "max_array_size", lambda: 1001)
+    monkeypatch.setattr(site, "max_array_size", lambda clusters: 1001)
+    monkeypatch.setattr(given, "differences", lambda job, wanted: None)
     out = tmp_path / "out"
 
     def call() -> list[str]:
