@@ -142,7 +142,7 @@ def test_the_table_says_what_the_markdown_says():
             compared += 1
     assert compared == 9
     assert read.rows["SKD"][0] == "71.50 ± 0.10" and read.rows["RKD"][0].startswith("70.20 ± 0.28 (2/3)")
-    assert text_of(make(grid)[0], "strong")[:1] == ["71.50 ± 0.10"]
+    assert text_of(make(grid)[0], "strong")[:2] == ["SKD leads on both pairs.", "71.50 ± 0.10"]
 
 
 def text_of(text: str, name: str) -> list[str]:
