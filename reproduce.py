@@ -8,6 +8,8 @@ was started, 3 stopped early and resumable.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
 import os
 import shutil
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import paths
-from bench.commandline import DONE, STOPPED_EARLY, Parser, refuse
+from bench.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
 from jobs import claims
 from zoo.errors import BadInput
 
@@ -130,20 +132,21 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that knows no arrow must not cost hours of work
-    try:
-        return _main(args)
-    except BadInput as error:
-        return refuse(str(error))
-    except KeyboardInterrupt:
-        return STOPPED_EARLY
-    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED_EARLY
-    except OSError as error:
-        return refuse(f"{error.strerror or error}: {error.filename or args.out}; make room or give another --out")
+    os.umask(os.umask(0o077) & 0o077)  # whatever it keeps from others, it keeps nothing from ourselves
+    with lasting_output() as output:
+        try:
+            return _main(args)
+        except BadInput as error:
+            return refuse(str(error))
+        except KeyboardInterrupt:
+            return STOPPED_EARLY
+        except OSError as error:
+            return refuse(explain(error, args.out))
+        finally:
+            output.flush()
+            reader_left = output.lost and output.lost.errno == errno.EPIPE  # `--status | head` is no trouble
+            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run)):
+                note(f"output was lost ({output.lost.strerror}); nothing else was")
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -173,7 +176,8 @@ def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
 
     # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
     device = parse_device("auto" if args.device == "cuda" and _slurm_is_chosen(args) else args.device)
-    print(plans.describe(plan, verbose=True, calibrated=plans.calibrate(plan, device, args.together)))
+    calibrated = plans.calibrate(plan, device, args.together)
+    print(plans.describe(plan, verbose=True, calibrated=calibrated, out=args.out))
     return DONE
 
 
@@ -297,13 +301,27 @@ def _cancel(args: argparse.Namespace) -> int:
 def _grid(args: argparse.Namespace):
     from bench import grid as grids
 
-    return grids.expand(
+    grid = grids.expand(
         grids.load("full" if args.grid is None else args.grid),
         protocol=args.protocol,
         seeds=_seeds(args),
         precision=args.precision or PRECISION,
         data=args.data,
     )
+    return dataclasses.replace(grid, asked=_asked(args))
+
+
+def _asked(args: argparse.Namespace) -> tuple[str, ...]:
+    """The words that ask for the same runs in the same place, without what is to be done with them."""
+    words: list[str] = []
+    for name in ("grid", "protocol", "seeds", "seed", "precision", "data", "device", "executor", "cluster"):
+        value = getattr(args, name)
+        if value is None or value == "auto":
+            continue
+        if name in ("grid", "protocol", "cluster") and paths.is_file_name(value):
+            value = os.path.abspath(paths.expand(value, f"--{name}"))
+        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return tuple(words) if args.grid else ("--grid", "full", *words)
 
 
 def _seeds(args: argparse.Namespace) -> list[int] | None:
@@ -327,7 +345,7 @@ def _confirm(args: argparse.Namespace, plan: Plan) -> None:
     what = f"{runs:,} runs to do, with {seeds:,} seeds"
     count = args.seeds[0] if args.seeds and len(args.seeds) == 1 and args.seeds[0].isdigit() else None
     hint = f"--seeds {count} is a count, the one seed {count} is --seed {count}; " if count else ""
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         if input(f"{what} ({hint}see them with --dry-run). Start them? [y/N] ").strip().lower() in ("y", "yes"):
             return
         raise BadInput(f"{what}: not started")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 STATES = ("done", "failed", "blocked", "running", "interrupted", "missing")
@@ -30,6 +30,7 @@ class TableSpec:
     protocol_version: int
     pairs: tuple[tuple[str, str], ...]  # (teacher, student) architectures
     cells: tuple[Cell, ...]
+    asked: tuple[str, ...] = field(default=(), kw_only=True)  # words of the command line that ask for this grid
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,4 @@ class RunStatus:
     state: str  # one of STATES
     reason: str  # one line a person can act on; "" for done
     result: dict[str, Any] | None = None
+    source: str = ""  # of its method beside today's, as bench.sources says it; "" for the same

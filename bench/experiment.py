@@ -16,7 +16,7 @@ import zoo
 from bench import store
 from bench.datasets import facts
 from bench.protocol import CHECKPOINT
-from bench.provenance import provenance
+from bench.provenance import code_version, provenance
 from bench.run import Data, Run
 from bench.store import weights_fault
 from bench.training import data as datasets
@@ -72,6 +72,7 @@ def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] 
     or the listener itself raised. What fails the device fails all that are not through, and is raised.
     """
     run = jobs[0].run
+    code_version()  # of now, not of the end
     dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
     if run.method == CHECKPOINT:
         for job in jobs:
@@ -95,10 +96,11 @@ class _Writer(Hooks):
         self.job, self.site, self.images = job, site, len(dataset.train_labels)
         listener = job.listener
         self.on_step, self.on_epoch, self.before_write = listener.on_step, listener.on_epoch, listener.before_write
-        self.damaged, self.left = listener.damaged, listener.left
+        self.damaged, self.left, self.other_source = listener.damaged, listener.left, listener.other_source
 
     def done(self, network: nn.Module, state: State) -> None:
-        _write(self.job, self.site, network, state.curve, _timing(state, self.images, self.site))
+        before = state.sources[:-1]
+        _write(self.job, self.site, network, state.curve, _timing(state, self.images, self.site), before=before)
 
 
 def _write(
@@ -108,7 +110,9 @@ def _write(
     curve: list[dict[str, Any]],
     timing: dict[str, float | None],
     file: dict[str, Any] | None = None,
+    before: Sequence[str] = (),
 ) -> None:
+    """`before`: sources of its method that made a part of it, and that this process does not have."""
     run, folder = job.run, _folder(job, site)
     job.listener.before_write()
     store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
@@ -122,6 +126,7 @@ def _write(
         "timing": timing,
         "provenance": {
             **provenance(run.method, site.device, torch.get_num_threads()),
+            **({"method_sources_before": [*before]} if before else {}),
             "weights_bytes": folder.weights.stat().st_size,
         },
         "curve": curve,
@@ -160,11 +165,17 @@ def load_teacher(run: Run, out: Path) -> nn.Module:
     if reason:
         raise TeacherNotReady(f"teacher {teacher.run_id}: {reason}")
     try:
-        return _network(teacher.arch, known.classes, known.side, folder.weights, folder.weights.stat().st_mtime_ns)
+        written_ns = store.patiently(lambda: folder.weights.stat().st_mtime_ns, folder.weights)
+        net = store.patiently(
+            lambda: _network(teacher.arch, known.classes, known.side, folder.weights, written_ns), folder.weights
+        )
     except BadInput as error:
         raise TeacherNotReady(
             f"teacher {teacher.run_id}: {error}; start it over with --force --only method=teacher"
         ) from None
+    if net is None:  # it has gone since we looked
+        raise TeacherNotReady(f"teacher {teacher.run_id}: weights.pt is missing")
+    return net
 
 
 def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> None:
@@ -173,13 +184,14 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
     With it comes where in the file they were, and what the file itself says they give, if anything, beside that.
     """
     run, weights, started = job.run, job.weights, time.monotonic()
-    if weights is None or not weights.exists():
+    there = weights and store.patiently(weights.stat, weights)
+    if not there:
         raise BadInput(f'weights file "{weights}" of {run.run_id} is missing: give the grid its path again')
-    if zoo.sha256(weights) != run.params["sha256"]:
+    if store.patiently(lambda: _reading(lambda: zoo.sha256(weights)), weights) != run.params["sha256"]:
         raise BadInput(f'weights file "{weights}" has changed since the grid was read: run the command again')
     known = facts(run.data)
     net = zoo.build(run.student, known.classes, known.side)
-    source = zoo.load_weights(net, weights)
+    source = store.patiently(lambda: _reading(lambda: zoo.load_weights(net, weights)), weights)
     metrics = evaluate(net.to(site.device), dataset, lambda: job.listener.on_step(0, 0, 0))
     row = {
         "epoch": 0,
@@ -192,6 +204,16 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
         file["claims"] = {"key": key, "top1": top1, "agrees": not source.disagrees(metrics.top1)}
         file["said"] = source.compared(metrics.top1)
     _write(job, site, net, [row], {"train_s": 0.0}, file)
+
+
+def _reading(read: Callable[[], Any]) -> Any:
+    """What `read` gives; where the disk is at fault and not the file, the disk's own error."""
+    try:
+        return read()
+    except BadInput as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
@@ -214,7 +236,7 @@ def _timing(state: State, images: int, site: Site) -> dict[str, float | None]:
 def _network(arch: str, classes: int, side: int, weights: Path, written_ns: int) -> nn.Module:
     """Kept from run to run of one worker: in most grids many students follow one teacher."""
     net = zoo.build(arch, classes, side)
-    zoo.load_weights(net, weights)
+    _reading(lambda: zoo.load_weights(net, weights))
     return net
 
 

@@ -107,6 +107,7 @@ class Grid:
     cells: tuple[Cell, ...]
     pairs: tuple[tuple[str, str], ...]
     weights: Mapping[str, Path]  # run id of a checkpoint -> its file
+    asked: tuple[str, ...] = ()  # words of the command line that ask for it
 
 
 def names() -> list[str]:
@@ -367,6 +368,7 @@ def keep(grid: Grid, out: Path) -> None:
         out,
         {
             "grid": grid.name,
+            "asked": grid.asked,
             "protocol": grid.protocol.model_dump(mode="json"),
             "pairs": grid.pairs,
             "cells": [asdict(cell) for cell in grid.cells],

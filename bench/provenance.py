@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
 import json
 import platform
 import socket
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,19 @@ from typing import Any
 import torch
 
 import methods
+from bench import machine, sources
 
 SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made from
 
 
 def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any]:
-    """A JSON-ready record. `method_sha256` is of the source file of the method's class ("" for a checkpoint)."""
+    """A JSON-ready record.
+
+    `method_source` is the digest of what this process has imported (`bench.sources`), `method_sha256` that of the
+    method's whole file then; both "" for a checkpoint.
+    """
     commit, dirty = code_version()
+    source = _sources().get(method)
     return {
         "versions": _versions(),
         "device": device_name(device),
@@ -30,8 +33,15 @@ def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any
         "host": socket.gethostname(),
         "git_commit": commit,
         "git_dirty": dirty,
-        "method_sha256": _source_sha256(method),
+        "method_source": source_of(method),
+        "method_sha256": source.sha256 if source else "",
     }
+
+
+def source_of(method: str) -> str:
+    """The digest of a method's source as this process has imported it; "" where it has no file of `methods`."""
+    source = _sources().get(method)
+    return source.digest if source else ""
 
 
 def device_name(device: torch.device) -> str:
@@ -44,7 +54,7 @@ def device_name(device: torch.device) -> str:
 @cache
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
@@ -59,29 +69,24 @@ def _versions() -> dict[str, str]:
 
 
 @cache
+def _sources() -> dict[str, sources.Source]:
+    return sources.of_methods(methods.FILES)
+
+
+@cache
 def code_version() -> tuple[str | None, bool | None]:
-    """Commit of the code that runs, and whether tracked files differ from it; (None, None) outside a checkout."""
+    """Commit of the code that runs, and whether tracked files differ from it, as it is at the first call.
+
+    (None, None) outside a checkout; None for what git cannot tell in time.
+    """
     folder = Path(__file__).parent
     try:
         said = json.loads((folder.parent / SNAPSHOT).read_bytes())
         return said["git_commit"], said["git_dirty"]
     except FileNotFoundError:
         pass
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel").strip()) != folder.parent.resolve():
-            return None, None  # installed somewhere inside another project's checkout
-        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--untracked-files=no").strip())
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-@cache
-def _source_sha256(method: str) -> str:
-    if method not in methods.names():
-        return ""
-    source = inspect.getsourcefile(methods.get(method))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    top = machine.git(folder, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != folder.parent.resolve():
+        return None, None  # installed somewhere inside another project's checkout
+    changes = machine.git(folder, "status", "--porcelain", "--untracked-files=no")
+    return machine.git(folder, "rev-parse", "HEAD"), None if changes is None else bool(changes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import secrets
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +23,45 @@ SCHEMA = 1  # of result.json
 CURVE = b'\n "curve": '  # where the last and by far the largest part of a result.json begins
 
 
+# Reading again after so long may help: a network disk that was away, a descriptor or memory that another has freed.
+READ_AGAIN_S = (0.2, 1.0)
+TIRED_S = 10.0  # after a file for which that did not help: a thousand files of a dead disk are not waited for each
+_gave_up = -TIRED_S
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        *(
+            "EIO",
+            "ESTALE",
+            "EMFILE",
+            "ENFILE",
+            "ENOMEM",
+            "EAGAIN",
+            "EINTR",
+            "EBUSY",
+            "ETIMEDOUT",
+            "ENOTCONN",
+            "EREMOTEIO",
+        ),
+        *("ECONNRESET", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENODEV", "ENXIO"),
+    )
+    if hasattr(errno, name)
+}
+UNSYNCED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # a file system that knows no fsync
+
+
 class Damaged(Exception):
-    """A file of a run cannot be read; the message names it."""
+    """What a file of a run holds is not what was written; the message names it."""
+
+
+class Unreadable(OSError):
+    """A file is there and cannot be read now, whatever it holds: nothing follows from that for what it holds."""
+
+    def __init__(self, error: OSError, path: Path) -> None:
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __str__(self) -> str:
+        return f"{Path(self.filename).name} cannot be read now ({self.strerror})"
 
 
 @dataclass(frozen=True)
@@ -98,11 +137,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep what a file holds, where it can promise that."""
+    with open(path, "rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNSYNCED:
+                raise
 
 
 def sweep(folder: RunFolder) -> None:
@@ -141,18 +189,37 @@ def write_torch(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file; Damaged where there is no object in it."""
-    text = _read(path)
+    """The JSON object in a file; None where there is no file; Damaged where there is no object in it.
+
+    Unreadable where the file cannot be read, also after some tries.
+    """
+    text = read_bytes(path)
     return None if text is None else _parse(path, text)
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
+def read_bytes(path: Path) -> bytes | None:
+    """What a file holds; None where there is no file. Damaged where a folder has its name, else Unreadable."""
+    return patiently(path.read_bytes, path)
+
+
+def patiently(read: Callable[[], Any], path: Path) -> Any:
+    """What `read` gives of `path`; None where it is not there. What may pass is tried again, then Unreadable."""
+    global _gave_up
+    tired = time.monotonic() - _gave_up < TIRED_S
+    for pause_s in (*(() if tired else READ_AGAIN_S), None):
+        try:
+            return read()
+        except FileNotFoundError:
+            return None
+        except IsADirectoryError:
+            raise Damaged(f"{path.name} is damaged (a folder)") from None
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise Unreadable(error, path) from None
+            if pause_s is None:
+                _gave_up = time.monotonic()
+                raise Unreadable(error, path) from None
+            time.sleep(pause_s)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -169,10 +236,11 @@ def read_torch(path: Path) -> dict[str, Any] | None:
     """Like read_json for tensors and plain containers; never runs code from the file."""
     import torch
 
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    content = read_bytes(path)  # through memory, so that an error of the disk is not taken for one of the file
+    if content is None:
         return None
+    try:
+        value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a broken file
         raise Damaged(f"{path.name} is damaged ({type(error).__name__})") from None
     if not isinstance(value, dict):
@@ -186,7 +254,7 @@ def read_result(folder: RunFolder, *, curve: bool = True) -> dict[str, Any] | No
     Without its `curve` it is read 40 times as fast and checked as well: where the checksum holds, the curve is as it
     was written and need not be parsed to see that the file is whole; where it does not, the file is parsed.
     """
-    text = _read(folder.result)
+    text = read_bytes(folder.result)
     if text is None:
         return None
     result = None if curve else _head(text)
@@ -224,14 +292,17 @@ def _head(text: bytes) -> dict[str, Any] | None:
 
 
 def weights_fault(folder: RunFolder) -> str | None:
-    """Why a run cannot serve as a teacher yet, or None: it is done and its weights are there, as long as written."""
+    """Why a run cannot serve as a teacher yet, or None: it is done and its weights are there, as long as written.
+
+    Unreadable where that cannot be told now.
+    """
     try:
         result = read_result(folder, curve=False)
     except Damaged as damage:
         return str(damage)
     if result is None:
         return "not done"
-    size = folder.weights.stat().st_size if folder.weights.exists() else 0
+    size = patiently(lambda: folder.weights.stat().st_size, folder.weights) or 0
     if size != result.get("provenance", {}).get("weights_bytes", size) or not size:
         return f"weights.pt is {'cut short' if size else 'missing'}"
     return None

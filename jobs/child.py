@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import store
+from bench import machine, store
 from jobs import claims
 from jobs.outcomes import DIED, FAILED, LAST_WORDS, NO_DEVICE, Answer
 from jobs.status import duration
@@ -60,7 +60,7 @@ class Post:
     @property
     def environment(self) -> dict[str, str]:
         pinned = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
-        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1", **pinned}
+        return {**machine.worker_environment(os.environ, self.threads), **pinned}
 
 
 def order(grid: Grid, run_id: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench import grid
-from bench.commandline import INCOMPLETE, STOPPED_EARLY, refuse
+from bench.commandline import INCOMPLETE, STOPPED_EARLY, explain, note, refuse
 from bench.datasets import root
 from bench.training import data
 from bench.training.devices import check_precision, parse_device
@@ -60,7 +60,7 @@ def execute(plan: Plan, request: Request) -> int:
     if request.force or request.retry_failed:
         plan = plans.make(plan.grid, request.out, request.only)
     grid.keep(plan.grid, request.out)
-    print(plans.describe(plan, verbose=False))
+    print(plans.describe(plan, verbose=False, out=request.out))
     where = local.slots(device, request.slots)
     progress = Progress(plan, request.out, workers=len(where.devices) * where.per_device)
     with _stop_signals() as stopped:
@@ -71,16 +71,19 @@ def execute(plan: Plan, request: Request) -> int:
                 return "interrupted"
             return "time budget used up" if deadline and time.monotonic() > deadline else None
 
-        reason = local.execute(
-            plan,
-            request.out,
-            where,
-            data_root=root(plan.grid.protocol.data.dataset, request.data),
-            should_stop=should_stop,
-            progress=progress,
-            together=request.together,
-            hung_s=60 * request.hung_min if request.hung_min else claims.HUNG_S,
-        )
+        try:
+            reason = local.execute(
+                plan,
+                request.out,
+                where,
+                data_root=root(plan.grid.protocol.data.dataset, request.data),
+                should_stop=should_stop,
+                progress=progress,
+                together=request.together,
+                hung_s=60 * request.hung_min if request.hung_min else claims.HUNG_S,
+            )
+        except OSError as error:  # workers have written their checkpoints
+            reason = explain(error, request.out)
     progress.finish()
     return _finish(plan, request, reason)
 
@@ -111,7 +114,7 @@ def submit(plan: Plan, request: Request) -> int:
             desk.forget(plans.retry_failed(plan, request.out))
         plan = plans.make(plan.grid, request.out, request.only)
         grid.keep(plan.grid, request.out)
-        print(plans.describe(plan, verbose=False))
+        print(plans.describe(plan, verbose=False, out=request.out))
         for line in desk.notes:
             print(line)
         data_root = root(plan.grid.protocol.data.dataset, request.data)
@@ -152,8 +155,8 @@ def _finish(plan: Plan, request: Request, stopped_early: str | None) -> int:
     """Report on what there is now."""
     try:
         status = results.report(plan.outline, request.out, request.only, plots=request.plots)
-    except BadInput as error:  # the runs are done all the same
-        refuse(str(error))
+    except (BadInput, OSError) as error:  # the runs are done all the same
+        refuse(str(error) if isinstance(error, BadInput) else explain(error, request.out))
         status = INCOMPLETE
     if stopped_early:
         print(f"stopped early: {stopped_early}; the same command goes on")
@@ -170,8 +173,14 @@ def _check_writable(out: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         probe.unlink()
+        fault = claims.links_fault(out / "runs")
     except OSError as error:
         raise BadInput(f'cannot write to --out "{out}": {error.strerror}; give another folder') from None
+    if fault:
+        note(
+            f'the disk of --out "{out}" has no hard links ({fault}): claims on runs are made without; on one computer '
+            "that is as safe, but do not let two work in this folder at once unless it is one disk for both"
+        )
 
 
 class _stop_signals:
@@ -182,7 +191,10 @@ class _stop_signals:
 
     def __enter__(self) -> threading.Event:
         self.event = threading.Event()
-        self.old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        asked = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+            asked.append(signal.SIGHUP)  # the terminal has gone
+        self.old = {number: signal.signal(number, self._ask) for number in asked}
         return self.event
 
     def _ask(self, number: int, frame: object) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cohorts, store
+from bench import cohorts, machine, store
 from jobs import child, claims, outcomes
 from jobs.attempts import Attempts
 from jobs.child import Child, Post
@@ -45,7 +45,7 @@ class Slots:
 
 def slots(device: torch.device, per_device: int | None) -> Slots:
     """All GPUs where the device is `cuda`, the one named where it is `cuda:N`; on a CPU one slot a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     if device.type == "cpu":
         count = per_device or cores
         return Slots(("cpu",), count, max(1, cores // count))
@@ -97,7 +97,10 @@ class _Queue:
         return round(self.lanes * sum(map(self.plan.flop, cohort)) / left) if left else 1
 
     def _fraction_done(self, run_id: str) -> float:
-        holder = claims.read(store.run_folder(self.out, run_id).path)
+        try:
+            holder = claims.read(store.run_folder(self.out, run_id).path)
+        except OSError:  # it is to share the work out, and half of that is as good a guess
+            return 0.5
         return fraction_done(holder.progress) if holder else 0.0
 
     @property
@@ -236,13 +239,23 @@ def _look_elsewhere(todo: _Queue, progress: Progress) -> None:
         if found.state == "running":
             continue
         todo.elsewhere.discard(run_id)
-        if found.state == "done" and store.weights_fault(folder) is None:
+        if found.state == "blocked":
+            _give_up(run_id, outcomes.BLOCKED, found.reason, todo, progress)
+        elif found.state == "done" and _serves(folder):
             progress.done(run_id, f"top-1 {found.result['metrics']['top1_last']:.2f} (by another process)")
         elif found.state == "failed":
             _give_up(run_id, outcomes.FAILED, found.reason, todo, progress)
         else:
             again.append(run_id)
     todo.again(again)
+
+
+def _serves(folder: store.RunFolder) -> bool:
+    """Whether a run that is done has its weights. A worker asks again, and says so where that cannot be told."""
+    try:
+        return store.weights_fault(folder) is None
+    except store.Unreadable:
+        return False
 
 
 def _dismiss(team: list[Child], progress: Progress) -> None:

@@ -15,7 +15,7 @@ from bench.measure import calibration
 from bench.measure.calibration import Calibration
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
-from jobs.status import duration, headline
+from jobs.status import duration, headline, other_sources
 from zoo.errors import BadInput
 
 __all__ = [
@@ -63,7 +63,8 @@ def outline(grid: Grid) -> Outline:
         run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, cost_flop(run))
         for run_id, run in grid.runs.items()
     }
-    return Outline(grid.name, grid.protocol.name, grid.protocol.version, grid.pairs, grid.cells, runs)
+    protocol = grid.protocol
+    return Outline(grid.name, protocol.name, protocol.version, grid.pairs, grid.cells, runs, asked=grid.asked)
 
 
 def calibrate(plan: Plan, device: torch.device, together: int | None = None) -> Calibration | None:
@@ -85,10 +86,11 @@ def calibrate(plan: Plan, device: torch.device, together: int | None = None) -> 
     return calibration.calibrate(to_do, finished, device, parts)
 
 
-def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None) -> str:
+def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None, out: Path | None = None) -> str:
     """The plan for a person: counts, runs with their reasons (all, or those a person may want to act on), cost.
 
-    A calibration adds the device time of each run to do, from its start to its end whatever it has behind it.
+    Then how to redo runs of another source of their method, in the folder `out`. A calibration adds the device time of
+    each run to do, from its start to its end whatever it has behind it.
     """
     lines = [headline(plan.outline, plan)]
     seconds = calibrated.seconds if calibrated else {}
@@ -98,6 +100,7 @@ def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None
             reason = f"  ({found.reason})" if found.reason else ""
             cost = f"  {duration(seconds[run_id])}" if run_id in seconds else ""
             lines.append(f"  {found.state:<11}  {run_id}{reason}{cost}")
+    lines += other_sources(plan.outline, plan, out or Path("results"))
     flop = sum(map(plan.flop, plan.to_do))
     if flop:
         guess = _measured(calibrated) if calibrated else _guess(plan, flop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -77,6 +78,10 @@ class Progress:
         if not self.live or time.monotonic() - self._shown < LIVE_EVERY_S:
             return
         self._shown = time.monotonic()
+        with contextlib.suppress(OSError):  # a claim that cannot be looked at now
+            self._draw()
+
+    def _draw(self) -> None:
         parts = [self._describe(run_id) for run_id in self._running]
         text = f"{self._count()} {self._left()}" + "".join(f" | {part}" for part in parts)
         width = shutil.get_terminal_size().columns - 1

@@ -32,29 +32,52 @@ def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool
     for folder, other in states.other_grids(out):
         if folder == place or not (refresh or (place == out and not (folder / "table.md").exists())):
             continue
-        if isinstance(other, BadInput):
-            print(f"not made again: {other}", file=sys.stderr)
-        else:
-            _write(other, out, folder, states.look(other, out, to_start=False), plots)
+        try:
+            if isinstance(other, BadInput):
+                raise other
+            found = states.look(other, out, to_start=False)
+            _write(reports.make(other, found.statuses, out), out, folder, found, plots)
             print(f"wrote the report of grid {other.grid}, protocol {other.protocol}: {folder / 'table.md'}")
+        except BadInput as error:
+            print(f"not made again: {error}", file=sys.stderr)
     found = states.look(outline, out, only, to_start=False)
-    made, written = _write(outline, out, place, found, plots)
+    made = reports.make(outline, found.statuses, out)
+
+    def answer() -> None:
+        print()  # between what went before, failures last of all, and the answer
+        selected = states.select_cells(outline, only) if only else None
+        print(reports.terminal(made, _width(), selected), flush=True)
+
+    written = _write(made, out, place, found, plots, answer)
     if place == out:  # not twice
         shutil.rmtree(store.report_folder(out, outline.grid, outline.protocol), ignore_errors=True)
-    print()  # between what went before, failures last of all, and the answer
-    print(reports.terminal(made, _width(), states.select_cells(outline, only) if only else None))
     files = [path.name for path in written if path.parent == place and path.suffix != ".html"]
     parts = {name: sum(path.parent == place / name for path in written) for name in ("latex", "plots")}
     beside = "".join(f", {count} files in {place / name}" for name, count in parts.items() if count)
-    print(f"\nwrote {', '.join(files)} in {place}{beside}\nthe whole report: {place / 'report.html'}")
+    whole = f"\nthe whole report: {place / 'report.html'}" if place / "report.html" in written else ""
+    print(f"\nwrote {', '.join(files)} in {place}{beside}{whole}")
     return states.exit_status(found)
 
 
 def _write(
-    outline: Outline, out: Path, place: Path, found: states.States, plots: bool
-) -> tuple[reports.Report, list[Path]]:
-    made = reports.make(outline, found.statuses, out)
-    return made, _writing(lambda: reports.write(place, made, found.statuses, plots=plots, source=out), out)
+    made: reports.Report,
+    out: Path,
+    place: Path,
+    found: states.States,
+    plots: bool,
+    answer: Callable[[], None] = lambda: None,
+) -> list[Path]:
+    """Write tables, `answer`, then what takes long and may fail. Tables that fail are raised last of all."""
+    written, fault = [], None
+    try:
+        written += _writing(lambda: reports.write_tables(place, made), out)
+    except BadInput as error:
+        fault = error
+    answer()
+    written += reports.write_pictures(place, made, found.statuses, plots=plots, source=out)
+    if fault:
+        raise fault
+    return written
 
 
 def compare(outline: Outline, out: Path, other: Path) -> int:

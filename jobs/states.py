@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import sources, store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
 from bench.commandline import DONE, INCOMPLETE
 from jobs import claims
@@ -76,7 +76,9 @@ def read_kept(out: Path) -> Outline | None:
         if not all(run.flop is None or 0 <= run.flop < float("inf") for run in runs.values()):
             raise ValueError("a cost is not a number")
         protocol = kept["protocol"]
-        return Outline(_text(kept["grid"]), _text(protocol["name"]), int(protocol["version"]), pairs, cells, runs)
+        asked = tuple(map(_text, kept.get("asked", ())))
+        name, version = _text(protocol["name"]), int(protocol["version"])
+        return Outline(_text(kept["grid"]), name, version, pairs, cells, runs, asked=asked)
     except (store.Damaged, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f'"{path}" cannot be read ({error}): name the grid with --grid') from None
 
@@ -127,14 +129,20 @@ def look(outline: Outline, out: Path, only: Iterable[str] = (), *, to_start: boo
     A teacher that students wait for and whose weights are gone is to be made again, and so not done; but not where
     nothing is going `to_start`: what it measured is a result all the same.
     """
+    sources.today.cache_clear()  # of this look, and not of when a driver began
     statuses = _survey(outline.runs, out)
     selected = select(outline, only)
     teachers = {teacher for run_id in selected if (teacher := outline.runs[run_id].teacher)}
     wanted = selected | teachers
     unserved = {outline.runs[run_id].teacher for run_id in wanted if statuses[run_id].state != "done"}
     for run_id in teachers & unserved if to_start else ():
-        if statuses[run_id].state == "done" and (fault := store.weights_fault(store.run_folder(out, run_id))):
-            statuses[run_id] = RunStatus(run_id, "missing", f"{fault}: made again, its students need it")
+        if statuses[run_id].state != "done":
+            continue
+        try:
+            if fault := store.weights_fault(store.run_folder(out, run_id)):
+                statuses[run_id] = RunStatus(run_id, "missing", f"{fault}: made again, its students need it")
+        except store.Unreadable as error:  # its students are told so when they ask for it
+            statuses[run_id] = RunStatus(run_id, "blocked", f"{error}: left as it is", statuses[run_id].result)
     in_grid_order = [run_id for run_id in outline.runs if run_id in wanted]
     # Teachers first, since students wait for them; then the longest, so that the slots stay busy to the end.
     order = sorted(in_grid_order, key=lambda run_id: (run_id not in teachers, -(outline.runs[run_id].flop or 0)))
@@ -157,21 +165,32 @@ def _survey(runs: Mapping[str, Wanted], out: Path) -> dict[str, RunStatus]:
             teacher = statuses.get(run.teacher)
             if teacher and teacher.state == "failed":
                 statuses[run_id] = RunStatus(run_id, "blocked", f"its teacher {run.teacher} failed")
+            elif teacher and teacher.state == "blocked":
+                statuses[run_id] = RunStatus(run_id, "blocked", f"its teacher {run.teacher}: {teacher.reason}")
             elif teacher and teacher.state != "done" and found.state == "missing":
                 statuses[run_id] = RunStatus(run_id, "missing", f"waits for its teacher {run.teacher}")
     return statuses
 
 
 def status(folder: store.RunFolder) -> RunStatus:
-    """The state of one run folder. A file that cannot be read counts as absent, and the reason says so.
+    """The state of one run folder. A damaged file counts as absent, and the reason says so.
 
-    Its result comes without the curve, which takes most of the time to read.
+    Where a file cannot be read now, nothing is known of the run and nothing is done to it: it is blocked. Its result
+    comes without the curve, which takes most of the time to read.
     """
+    try:
+        return _status(folder)
+    except OSError as error:
+        unreadable = error if isinstance(error, store.Unreadable) else store.Unreadable(error, folder.path)
+        return RunStatus(folder.run_id, "blocked", f"{unreadable}: left as it is")
+
+
+def _status(folder: store.RunFolder) -> RunStatus:
     run_id, notes = folder.run_id, []
     try:
         result = store.read_result(folder, curve=False)
         if result:
-            return RunStatus(run_id, "done", "", result)
+            return RunStatus(run_id, "done", "", result, sources.compare(_method(run_id), result.get("provenance", {})))
     except store.Damaged as damage:
         notes.append(f"{damage}, will be set aside")
     holder = claims.read(folder.path)
@@ -184,10 +203,18 @@ def status(folder: store.RunFolder) -> RunStatus:
             return RunStatus(run_id, "failed", str(error.get("message", "no message")))
     except store.Damaged as damage:
         notes.append(f"{damage}, will be set aside")
-    if folder.last.exists():
+    if store.patiently(folder.last.stat, folder.last):
         done = _progress(holder.progress if holder else {})
-        return RunStatus(run_id, "interrupted", "; ".join([*notes, f"{done}goes on from its checkpoint"]))
+        now = sources.today().get(_method(run_id))
+        other = now is not None and bool({*sources.of_checkpoint(folder.last)} - {now.digest})
+        whose = ", made with another source of its method than today's" if other else ""
+        reason = "; ".join([*notes, f"{done}goes on from its checkpoint{whose}"])
+        return RunStatus(run_id, "interrupted", reason, source=sources.OTHER if other else "")
     return RunStatus(run_id, "missing", "; ".join(notes) or ("started, no checkpoint yet" if holder else "not started"))
+
+
+def _method(run_id: str) -> str:
+    return run_id.partition("-")[0]
 
 
 def exit_status(found: States) -> int:

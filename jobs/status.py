@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import sources, store
 from bench.cells import RunStatus
 from jobs import claims, states
 from jobs.slurm import records
@@ -20,13 +20,17 @@ QUIET_S = 60.0  # without a step: said instead of the time left
 
 def report(outline: Outline, out: Path, found: States) -> str:
     """All of it, for a person."""
-    running = {run_id: claims.read(store.run_folder(out, run_id).path) for run_id in found.of("running")}
-    jobs = records.submitted(out)
+    running = {run_id: _holder(out, run_id) for run_id in found.of("running")}
+    try:
+        jobs, unread = records.submitted(out), []
+    except OSError as error:  # what else there is to say does not depend on them
+        jobs, unread = {}, [f"submissions: {store.Unreadable(error, Path(error.filename or out))}"]
     queued = [run_id for run_id in found.of("missing", "interrupted") if run_id in jobs]
     interrupted = [run_id for run_id in found.of("interrupted") if run_id not in jobs]
     return "\n".join(
         [
             headline(outline, found),
+            *unread,
             *_hours(outline, found, running),
             *_running(running),
             *_list("submitted, waiting", [f"{run_id}  job {jobs[run_id]}" for run_id in queued]),
@@ -34,8 +38,42 @@ def report(outline: Outline, out: Path, found: States) -> str:
             *_blocked(outline, found),
             *_list("interrupted", [f"{run_id}  {found.statuses[run_id].reason}" for run_id in interrupted]),
             *_list("damaged", _damaged(found)),
+            *other_sources(outline, found, out),
         ]
     )
+
+
+def other_sources(outline: Outline, found: States, out: Path) -> list[str]:
+    """Which of the selected runs are of another source of their method than today's, and how to do them again."""
+    of = {run_id: found.statuses[run_id].source for run_id in found.selected if found.statuses[run_id].source}
+    lines, done = [], found.of("done")
+    begun = [run_id for run_id, status in found.statuses.items() if status.state != "missing"]
+    for state, source, words in (
+        ("done", sources.OTHER, "result{s} of another source of the method than today's; to redo"),
+        ("done", sources.BOTH, "result{s} of several sources of the method, which changed half way; to redo"),
+        (
+            "interrupted",
+            sources.OTHER,
+            "half-done run{s} of another source of the method, which go on; to start over",
+        ),
+    ):
+        if other := [run_id for run_id in found.of(state) if of.get(run_id) == source]:
+            what = words.format(s="" if len(other) == 1 else "s")
+            lines.append(f"{len(other)} {what}: {_some(other)}:")
+            lines.append(f"  {sources.redo(outline, other, begun, out)}")
+    if untold := [run_id for run_id in done if of.get(run_id) == sources.UNTOLD]:
+        lines.append(
+            f"{_count(len(untold), 'result')} of an earlier version, which did not record enough to tell whether the "
+            f"method's file has changed since in more than comments: {_some(untold)}"
+        )
+    return lines
+
+
+def _holder(out: Path, run_id: str) -> claims.Holder | None:
+    try:
+        return claims.read(store.run_folder(out, run_id).path)
+    except OSError:  # it could be read a moment ago
+        return None
 
 
 def headline(outline: Outline, found: States) -> str:
@@ -180,11 +218,15 @@ def _failed(out: Path, found: States) -> list[str]:
 
 
 def _blocked(outline: Outline, found: States) -> list[str]:
-    students = defaultdict(list)
+    students, own = defaultdict(list), []
     for run_id in found.of("blocked"):
-        students[outline.runs[run_id].teacher].append(run_id)
+        teacher = found.statuses.get(outline.runs[run_id].teacher)
+        if teacher and teacher.state in ("failed", "blocked"):
+            students[teacher.run_id].append(run_id)
+        else:
+            own.append(f"{run_id}  {found.statuses[run_id].reason}")
     groups = [f"{_count(len(runs), 'run')} by {teacher}" for teacher, runs in students.items()]
-    return _list("blocked", groups, len(found.of("blocked")))
+    return _list("blocked", [*own, *groups], len(found.of("blocked")))
 
 
 def _damaged(found: States) -> list[str]:
@@ -197,6 +239,10 @@ def _list(title: str, lines: Sequence[str], count: int | None = None) -> list[st
         return []
     shown = [f"  {line}" for line in lines[:MOST_OTHERS]]
     return [f"{title} ({len(lines) if count is None else count}):", *shown, *_more(len(lines) - MOST_OTHERS)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _more(count: int) -> list[str]:

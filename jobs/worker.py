@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import torch
 
 from bench import experiment, store
+from bench.commandline import lasting_output
 from bench.run import Run
 from bench.training.devices import failure_of_device, parse_device
 from bench.training.member import Diverged
@@ -75,6 +76,7 @@ class Try(experiment.Listener):
         self.outcome: str | None = None
         self._settle, self._pulse = settle, pulse
         self._claim: claims.Claim | None = None
+        self._unsaid = ""  # why the log has gaps
 
     def begin(self) -> bool:
         """Claim the run, and say whether there is anything to do."""
@@ -84,6 +86,8 @@ class Try(experiment.Listener):
                 self.end(CLAIMED, "another process has it")
             else:
                 self._look()
+        except store.Unreadable as error:
+            self.end(BLOCKED, f"{error}: left as it is")
         except OSError as error:
             self.end(FAILED, _not_written(self.folder, error))
         return self.outcome is None
@@ -101,14 +105,14 @@ class Try(experiment.Listener):
 
     def start(self, site: experiment.Site, ready: Sequence[Try]) -> None:
         """Say in the log what begins, and keep the claim alive from now on."""
+        self.say(
+            f"{self.run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), "
+            f"code in {Path(__file__).parents[1]}"
+        )
+        if len(ready) > 1:
+            others = ", ".join(one.run.run_id for one in ready if one is not self)
+            self.say(f"together with {others}; what the process prints is in {ready[0].folder.log}")
         try:
-            self.say(
-                f"{self.run.run_id} on {site.device}, {torch.get_num_threads()} CPU thread(s), "
-                f"code in {Path(__file__).parents[1]}"
-            )
-            if len(ready) > 1:
-                others = ", ".join(one.run.run_id for one in ready if one is not self)
-                self.say(f"together with {others}; what the process prints is in {ready[0].folder.log}")
             store.write_json(self.folder.config, self.run.model_dump(mode="json"))
         except OSError as error:
             self.end(FAILED, _not_written(self.folder, error))
@@ -118,14 +122,13 @@ class Try(experiment.Listener):
         self._claim.keep_alive(self._meter.measure)
 
     def say(self, text: str) -> None:
-        """A line at the end of the run's log."""
+        """A line at the end of the run's log. One that cannot be written costs itself; the answer tells of it."""
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        with open(self.folder.log, "a", encoding="utf-8", errors="replace") as log:
-            log.write(f"{stamp}  {text}\n")
-
-    def _try_to_say(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self.say(text)
+        try:
+            with open(self.folder.log, "a", encoding="utf-8", errors="replace") as log:
+                log.write(f"{stamp}  {text}\n")
+        except OSError as error:
+            self._unsaid = error.strerror or type(error).__name__
 
     def on_step(self, epoch: int, step: int, steps: int) -> None:
         self._meter.on_step(epoch, step, steps)
@@ -133,36 +136,45 @@ class Try(experiment.Listener):
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._claim.check()
         self._meter.top1 = row.get("top1", row.get("val_top1"))
-        self._try_to_say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
+        self.say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
 
     def before_write(self) -> None:
         self._claim.check()
 
     def damaged(self, damage: store.Damaged) -> None:
-        self._try_to_say(f"{damage}: set aside, starting again")
+        self.say(f"{damage}: set aside, starting again")
         store.set_aside(self.folder.last)
+
+    def other_source(self) -> None:
+        self.say(
+            f"goes on from a checkpoint that another source of {self.run.method} has made: the result will be of both; "
+            "--force starts it over"
+        )
 
     def finished(self, result: dict[str, Any]) -> None:
         if file := result.get("weights_file"):
-            self._try_to_say(f"{self.job.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")
-        self._try_to_say(f"done: {_headline(result)}")
+            self.say(f"{self.job.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")
+        self.say(f"done: {_headline(result)}")
         self.end(DONE, _headline(result))
 
     def left(self, error: Exception) -> None:
         failed = failure_of_device(error)
         if isinstance(error, Stopped):
-            self._try_to_say("stopped, checkpoint written")
+            self.say("stopped, checkpoint written")
             self.end(STOPPED, "checkpoint written")
         elif isinstance(error, claims.ClaimLost):
             self.end(CLAIMED, str(error))
         elif isinstance(error, experiment.TeacherNotReady):
             self.end(BLOCKED, str(error))
+        elif isinstance(error, store.Unreadable):
+            self.say(f"{error}: left as it is")
+            self.end(BLOCKED, f"{error}: left as it is")
         elif failed:
-            self._try_to_say("".join(traceback.format_exception(error)))
+            self.say("".join(traceback.format_exception(error)))
             self.end(NO_MEMORY if failed == "memory" else CRASHED, _words(error, self.folder))
         else:
             message, details = _words(error, self.folder), "".join(traceback.format_exception(error))
-            self._try_to_say(details)
+            self.say(details)
             record_failure(self.folder, message, details)
             self.end(FAILED, message)
 
@@ -174,14 +186,14 @@ class Try(experiment.Listener):
         if self._claim:
             with contextlib.suppress(OSError):
                 self._claim.release()
-        self._settle(self.run, outcome, message)
+        self._settle(self.run, outcome, message + (f" (log.txt has gaps: {self._unsaid})" if self._unsaid else ""))
 
     def _whole(self, path: Path, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """What `read` gives; a damaged file is set aside and counts as absent."""
         try:
             return read()
         except store.Damaged as damage:
-            self._try_to_say(f"{damage}: set aside as {store.set_aside(path).name}")
+            self.say(f"{damage}: set aside as {store.set_aside(path).name}")
             return None
 
 
@@ -210,7 +222,10 @@ def _printing_to(path: Path) -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
     try:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError:
+            target = os.open(os.devnull, os.O_WRONLY)
         os.dup2(target, 1)
         os.dup2(target, 2)
         os.close(target)
@@ -282,7 +297,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it
         return do(orders, site, stop, settle)
 
-    serve(work, sys.stdin, os.fdopen(os.dup(1), "w"), args.hung_s)
+    with lasting_output():
+        serve(work, sys.stdin, os.fdopen(os.dup(1), "w"), args.hung_s)
 
 
 if __name__ == "__main__":

@@ -456,6 +456,32 @@ def test_truncated_result_is_set_aside_and_done_again(undisturbed, grid, tmp_pat
     assert store.read_result(store.RunFolder(path.parent))
 
 
+def test_output_that_cannot_be_written_costs_itself(undisturbed, grid, tmp_path, monkeypatch):
+    """A home on a full disk, a terminal that has gone: the table is written all the same, the status is true."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    (tmp_path / "out" / "table.md").unlink()
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(Full()), contextlib.redirect_stderr(errors):
+        status = reproduce.main(["--grid", str(grid), "--out", str(tmp_path / "out"), "--no-plots"])
+    assert status == 0 and (tmp_path / "out" / "table.md").exists()
+    assert errors.getvalue() == "note: output was lost (No space left on device); nothing else was\n"
+
+
+def test_a_disk_without_hard_links_is_said_once_and_worked_around(undisturbed, grid, tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    status, said = call("--grid", grid, "--out", tmp_path / "out", "--no-plots")
+    assert status == 0 and said.count("has no hard links (Operation not permitted)") == 1
+
+
 def test_output_into_a_closed_pipe(undisturbed, grid):
     """`reproduce.py --dry-run | head -1` ends without a traceback."""
     code = "from bench.measure import calibration; calibration.CALIBRATION_S = 0; import reproduce; reproduce.main()"

@@ -126,6 +126,10 @@ def read(path: str | os.PathLike[str]) -> Any:
 def unreadable(path: str | os.PathLike[str], error: OSError) -> BadInput:
     inside = _files_in(path) if os.path.isdir(path) else []
     remedy = f"give the file in it, for example {inside[0]}" if inside else "give the path of a checkpoint file"
+    if isinstance(error, PermissionError):
+        remedy = "its owner must let you read it"
+    elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        remedy = "that says nothing of what it holds: try again, and look at its disk"
     return BadInput(f"{path} cannot be read ({error.strerror}): {remedy}")
 
 

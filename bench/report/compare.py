@@ -200,12 +200,14 @@ def _commit(run: RunRow) -> str:
 
 
 def _other_sources(ours: Side, theirs: Side) -> list[str]:
-    """Methods on both sides whose source files are not the same."""
+    """Methods on both sides whose sources are not the same: their digests, else, in older results, their files."""
+    runs = [[run for run in done(side.results.runs) if run.method_sha256] for side in (ours, theirs)]
+    silent = {run.method for side in runs for run in side if not run.method_source}
     left, right = ({}, {})
-    for found, side in ((left, ours), (right, theirs)):
-        for run in done(side.results.runs):
-            if run.method_sha256:
-                found.setdefault(run.method, set()).add(run.method_sha256)
+    for found, side in zip((left, right), runs, strict=True):
+        for run in side:
+            said = run.method_sha256 if run.method in silent else run.method_source
+            found.setdefault(run.method, set()).add(said)
     return sorted(method for method in left.keys() & right.keys() if left[method] != right[method])
 
 

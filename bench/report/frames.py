@@ -17,6 +17,7 @@ import pandas as pd
 
 from bench import store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
+from bench.sources import BOTH, OTHER, TAG
 
 DAMAGED = "result.json has no usable metrics.top1_last"
 # Printing order of a table's rows; a group not named here comes last.
@@ -72,6 +73,8 @@ class RunRow:
     git_commit: str = ""
     git_dirty: bool | None = None
     method_sha256: str = ""
+    method_source: str = ""  # a digest, see bench.sources; older results do not say
+    source: str = ""  # how that is beside today's, in words; "" for the same
     larger_by: float | None = None  # percent of parameters that what predicts has more than the student alone
 
 
@@ -106,6 +109,11 @@ class CellSummary:
         """Last-epoch accuracy of each finished run whose seed is known."""
         return {run.seed: run.top1_last for run in done(self.runs) if run.seed is not None}
 
+    @property
+    def other_source(self) -> list[str]:
+        """Its finished runs that another source of its method made than today's, at least in part."""
+        return [run.run_id for run in done(self.runs) if run.source in (OTHER, BOTH)]
+
     def gaps(self) -> list[float]:
         """Best minus last epoch of each finished run that has both."""
         return [run.top1_best - run.top1_last for run in done(self.runs) if run.top1_best is not None]
@@ -120,6 +128,7 @@ class Results:
     cells: tuple[CellSummary, ...]
     pairs: tuple[tuple[str, str], ...]
     lines: tuple[tuple[CellSummary, ...], ...] = field(repr=False)
+    out: str = "results"  # the folder
     elsewhere: int = 0  # run folders that are not of this grid, and that nothing here is taken from
 
 
@@ -167,7 +176,8 @@ def collect(spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = N
     wanted_cells = [_grouped(cell, spec.grid) for cell in spec.cells]
     cells = tuple(summarise(cell, [rows[i] for i in dict.fromkeys(cell.run_ids)]) for cell in wanted_cells)
     pairs = tuple(dict.fromkeys([*spec.pairs, *(cell.column for cell in cells)]))
-    return Results(spec, tuple(rows.values()), cells, pairs, _lines(cells), _elsewhere(out, rows))
+    folder = "results" if out is None else str(out)
+    return Results(spec, tuple(rows.values()), cells, pairs, _lines(cells), folder, _elsewhere(out, rows))
 
 
 def curves(runs: Mapping[str, RunStatus], out: Path | None = None) -> Callable[[str], list[dict[str, Any]]]:
@@ -181,7 +191,7 @@ def curves(runs: Mapping[str, RunStatus], out: Path | None = None) -> Callable[[
         if out is not None and "curve" not in _dict(result):
             try:
                 result = store.read_json(store.run_folder(out, run_id).result)
-            except store.Damaged:
+            except (store.Damaged, store.Unreadable):
                 result = None
         rows = _dict(result).get("curve")
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
@@ -227,10 +237,11 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
         "train_s": number(timing.get("train_s")),
         "alone_s": number(timing.get("alone_s")),
         "together": number(timing.get("together")),
+        "source": _text(status.source),
         "git_dirty": dirty if isinstance(dirty, bool) else None,
         "larger_by": _larger_by(_dict(result.get("deployed"))),
     }
-    row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256")}
+    row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256", "method_source")}
     row |= {name: _text(versions.get(name)) for name in ("python", "torch", "torchvision")}
     if stated_seed is not None:
         row["seed"] = stated_seed
@@ -342,9 +353,12 @@ def _data(data: Mapping[str, Any]) -> str:
 def _mixed(finished: list[RunRow]) -> str:
     parts = []
     for name, words in SHARED:
+        if name == "method_sha256" and all(run.method_source for run in finished):
+            name = "method_source"  # which comments do not change
         seen = sorted({getattr(run, name) for run in finished})
         if len(seen) > 1:
-            shown = (value[:8] if name == "method_sha256" else value for value in seen)
+            short = name in ("method_sha256", "method_source")
+            shown = (value.removeprefix(TAG)[:8] if short else value for value in seen)
             parts.append(f"{words} ({', '.join(value or 'not recorded' for value in shown)})")
     return "; ".join(parts)
 

@@ -49,7 +49,7 @@ _CHARACTERS = {
     "×": r"$\times$", "✗": r"$\times$", "⊘": r"$\oslash$", "…": r"\dots{}", "—": "---", "–": "--",
     "·": r"$\cdot$", "◊": r"$\diamond$",
     "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$", "≈": r"$\approx$", "∞": r"$\infty$", "°": r"$^{\circ}$",
-    "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"$\mathsection$", "¶": r"$\mathparagraph$",
+    "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"$\mathsection$", "¶": r"$\mathparagraph$", "‖": r"$\parallel$",
     "‘": "`", "’": "'", "“": "``", "”": "''",
     "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}",
     "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}", "µ": r"$\mu$",

@@ -23,6 +23,7 @@ from bench.report.headline import Headline
 from bench.report.hypertext import Html, items, join, scroll, table, tag
 from bench.report.markup import Section
 from bench.report.tables import SIGNS, heading
+from bench.sources import TAG
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "js"))
 # Nothing is fetched and no script runs but the page's own, named by its hash, whatever the files of a run may hold.
@@ -293,7 +294,9 @@ def _provenance(summary: CellSummary) -> Html:
         "PyTorch": lambda run: run.torch,
         "Precision": lambda run: run.precision,
         "Commit": lambda run: run.git_commit[:7] + (" (dirty)" if run.git_dirty else ""),
-        "Source of the method (SHA-256)": lambda run: run.method_sha256[:12],
+        "Source of the method (SHA-256)": lambda run: (
+            (run.method_source.removeprefix(TAG) or run.method_sha256)[:12] + (f" ({run.source})" if run.source else "")
+        ),
     }
     lines = {name: sorted({value for run in done if (value := get(run))}) for name, get in kinds.items()}
     return tag("p", "; ".join(f"{name}: {', '.join(found)}" for name, found in lines.items() if found), class_="soft")

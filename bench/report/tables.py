@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from bench import sources
 from bench.cells import STATES, Cell, TableSpec
 from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
@@ -24,7 +25,7 @@ SIGNS = {
     "interrupted": "… interrupted",
     "missing": ABSENT,
 }
-UNSEPARATED, MIXED = "†", "§"
+UNSEPARATED, MIXED, OTHER_SOURCE = "†", "§", "‖"
 PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
 HEADINGS = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
 MOST_NAMED = 3  # runs, cells or commits named in one line; the CSV files have all
@@ -56,6 +57,7 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         i = position[id(summary)]
         marks = sorted({footnotes.mark(text, run_id) for text, run_id in _troubles(summary)}, key=int)
         marks += [MIXED] if summary.mixed else []
+        marks += [OTHER_SOURCE] if summary.other_source else []
         marks += [UNSEPARATED] if i in ranking.unseparated else []
         return [Text(written(summary.last) or SIGNS[summary.state], tuple(marks), i in ranking.best, i)]
 
@@ -68,6 +70,7 @@ def last_table(results: Results, ranking: Ranking) -> Table:
         notes=(
             *footnotes.notes(),
             *mixed_notes(_shown(results)),
+            *source_notes(results, _shown(results)),
             *_larger(results),
             *_legend(results, ranking),
         ),
@@ -83,7 +86,7 @@ def best_table(results: Results) -> Table:
         i = position[id(summary)]
         if cell_gaps := summary.gaps():
             gaps[i] = math.fsum(cell_gaps) / len(cell_gaps)
-        marks = (MIXED,) if summary.mixed else ()
+        marks = (*([MIXED] if summary.mixed else []), *([OTHER_SOURCE] if summary.other_source else []))
         return [
             Text(written(summary.best) or sign(summary), marks, cell=i),
             Text(signed(gaps[i]) if i in gaps else "", cell=i),
@@ -110,7 +113,7 @@ def best_table(results: Results) -> Table:
             (f"{teacher} → {student}", part) for teacher, student in results.pairs for part in ("best", "− last")
         ),
         sections=rows,
-        notes=(*notes, *mixed_notes(results.cells)),
+        notes=(*notes, *mixed_notes(results.cells), *source_notes(results, results.cells)),
         span=2,
     )
 
@@ -200,6 +203,10 @@ def footer(results: Results, now: datetime) -> list[str]:
         lines.append(once[0])
     if mixed := sum(bool(summary.mixed) for summary in results.cells):
         lines.append(f"Cells whose runs are not alike, marked {MIXED}: {mixed}.")
+    if other := sum(bool(summary.other_source) for summary in results.cells):
+        lines.append(f"Cells of another source of their method than today's, marked {OTHER_SOURCE}: {other}.")
+    if untold := sum(run.source == sources.UNTOLD for run in finished):
+        lines.append(f"Results that do not tell whether their method has changed since, and whose file has: {untold}.")
     return [clean(line) for line in [*lines, f"Written {now:%Y-%m-%d %H:%M} UTC."]]
 
 
@@ -255,6 +262,23 @@ def mixed_notes(cells: Iterable[CellSummary]) -> list[Note]:
     return [
         Note(MIXED, f"not one measurement, its runs mix {mixed}: {some(names, 'table.csv')}.")
         for mixed, names in named.items()
+    ]
+
+
+def source_notes(results: Results, cells: Sequence[CellSummary]) -> list[Note]:
+    """A note where one of `cells` is marked as of another source of its method, with the command that redoes it."""
+    other = [run_id for summary in cells for run_id in summary.other_source]
+    if not other:
+        return []
+    names = [f"{s.cell.label} on {' → '.join(s.column)}" for s in cells if s.other_source]
+    begun = [run.run_id for run in results.runs if run.state != "missing"]
+    redo = sources.redo(results.spec, other, begun, results.out)
+    return [
+        Note(
+            OTHER_SOURCE,
+            f"of another source of the method than today's (its file and what it imports from methods), in "
+            f"{counted(len(set(other)), 'run')}: {some(names, 'runs.csv')}. To redo them: {clean(redo)}",
+        )
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.cells import Cell, RunStatus, TableSpec
+from bench.commandline import note
 from bench.report import claims as claimcheck
 from bench.report import latex, markup, published_tables, tables
 from bench.report.captions import CAPTIONS
@@ -83,10 +85,13 @@ def write(
 ) -> list[Path]:
     """Write the report into `out` and return the files written. Each appears whole or not at all.
 
-    `source` is the results folder, where it is not `out`. Plots of an earlier report that are not drawn anew are
-    removed, without `plots` all of them, so that no picture contradicts the table beside it.
+    `source` is the results folder, where it is not `out`.
     """
-    source = source or out
+    return [*write_tables(out, report), *write_pictures(out, report, runs, plots=plots, source=source)]
+
+
+def write_tables(out: Path, report: Report) -> list[Path]:
+    """Everything but pictures. Where some of them cannot be written, the others are, before that is raised."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "table.md": markdown_report(report),
@@ -96,34 +101,65 @@ def write(
         "published.csv": csv(published_frame(report)),
         "claims.csv": csv(claims_frame(report)),
     }
-    (out / LATEX).mkdir(exist_ok=True)
-    written = [write_whole(out / name, text.encode()) for name, text in texts.items()]
+    written, errors = [], []
+    for name, text in texts.items():
+        try:
+            (out / name).parent.mkdir(exist_ok=True)
+            written.append(write_whole(out / name, text.encode()))
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     for path in (out / LATEX).glob("*.tex"):
         # Of a table that there is no more reason for; what a person put there stays.
         if path not in written and path.read_bytes().startswith(latex.comment([latex.USE]).encode()):
             path.unlink()
-    read, pictures, folder = Curves(curves(runs, source)), {}, out / "plots"
-    if not plots:
-        for name in CAPTIONS:
-            for path in folder.glob(f"{name}.*"):
-                path.unlink()
-    else:
-        from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
+    return written
 
-        drawn = draw(report.results, read)
+
+def write_pictures(
+    out: Path, report: Report, runs: Mapping[str, RunStatus], *, plots: bool = True, source: Path | None = None
+) -> list[Path]:
+    """The plots and the page. One of them that cannot be made or written costs itself, and is said in a line.
+
+    `source` is the results folder, where it is not `out`. Plots of an earlier report that are not drawn anew are
+    removed, without `plots` all of them, so that no picture contradicts the table beside it.
+    """
+    source = source or out
+    written: list[Path] = []
+    read, pictures, folder = Curves(curves(runs, source)), {}, out / "plots"
+    with _costs_itself("plots"):
+        drawn = {}
+        if plots:
+            from bench.report.plots import draw  # matplotlib takes a second to import, and only this needs it
+
+            drawn = draw(report.results, read, _costs_itself)
         pictures = {name: images["png"] for name, images in drawn.items() if images["png"]}
         for name, images in drawn.items():
             for kind, image in images.items():
-                path = folder / f"{name}.{kind}"
-                if image is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    folder.mkdir(exist_ok=True)
-                    written.append(write_whole(path, image))
-    text = page(report.results, report.headline, sections(report), pictures, runs, read, source)
-    if source != out:
-        text = text.replace('href="runs/', f'href="{Path(os.path.relpath(source, out)).as_posix()}/runs/')
-    return [*written, write_whole(out / "report.html", text.encode())]
+                with _costs_itself(f"plots/{name}.{kind}"):
+                    if image is not None:
+                        folder.mkdir(exist_ok=True)
+                        written.append(write_whole(folder / f"{name}.{kind}", image))
+    for path in [path for name in CAPTIONS for path in folder.glob(f"{name}.*") if path not in written]:
+        with _costs_itself(f"an earlier {path}"):
+            path.unlink(missing_ok=True)
+    with _costs_itself("report.html"):
+        text = page(report.results, report.headline, sections(report), pictures, runs, read, source)
+        if source != out:
+            text = text.replace('href="runs/', f'href="{Path(os.path.relpath(source, out)).as_posix()}/runs/')
+        written.append(write_whole(out / "report.html", text.encode()))
+    return written
+
+
+@contextlib.contextmanager
+def _costs_itself(what: str) -> Iterator[None]:
+    """Say in a line that something which only shows could not be made, and go on without it."""
+    try:
+        yield
+    except Exception as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        note(f"{what} left out: {why}")
 
 
 def terminal(report: Report, width: int | None = None, selected: Collection[Cell] | None = None) -> str:

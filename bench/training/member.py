@@ -22,6 +22,7 @@ import methods
 import zoo
 from bench import store
 from bench.datasets import facts
+from bench.provenance import source_of
 from bench.run import Run, seed_for
 from bench.training.data import Dataset
 from bench.training.devices import autocast, memory_format
@@ -52,6 +53,7 @@ class State:
     alone_s: float = 0.0
     moves: int = 0  # steps taken
     shared_with: int = 0  # the sum over these of how many runs moved
+    sources: list[str] = field(default_factory=list)  # of its method, each that made a part of it (`bench.sources`)
 
 
 class Member:
@@ -90,7 +92,7 @@ class Member:
             fused=True,
         )
         self.term_names: list[str] = []
-        self.state = State()
+        self.state = State(sources=[source] if (source := source_of(run.method)) else [])
         self.threads = torch.get_num_threads()  # sums over threads: another number of them, other last bits
 
     @property
@@ -242,7 +244,9 @@ class Member:
         self.load_optimizer(saved["optimizer"])
         self.term_names = saved["term_names"]
         self.threads = saved["threads"]
+        own = self.state.sources
         self.state = State(**saved["state"])
+        self.state.sources = [*self.state.sources, *(own if self.state.sources[-1:] != own else ())]
         for name in ("losses", "pulls"):
             if getattr(self.state, name) is not None:
                 setattr(self.state, name, getattr(self.state, name).to(self.epoch.device))

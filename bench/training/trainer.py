@@ -48,6 +48,9 @@ class Hooks:
         """The checkpoint cannot be used; where this does not raise, training starts from the beginning."""
         raise damage
 
+    def other_source(self) -> None:
+        """It goes on from a checkpoint that another source of its method made."""
+
     def done(self, network: nn.Module, state: State) -> None:
         """All epochs are through: the network that is deployed, in most methods the student itself."""
 
@@ -205,7 +208,8 @@ class _Cohort:
                 member = self.trainer.admit(entrant.run)
                 self.entrants[member] = entrant
                 try:
-                    member.restore(entrant.checkpoint)
+                    if member.restore(entrant.checkpoint) and len(member.state.sources) > 1:
+                        entrant.hooks.other_source()
                 except store.Damaged as damage:
                     entrant.hooks.damaged(damage)
                     self.trainer.members.remove(member)

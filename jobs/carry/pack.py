@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bench import paths, store
 from bench.cells import RunStatus
-from bench.commandline import DONE, INCOMPLETE, Parser, refuse
+from bench.commandline import DONE, INCOMPLETE, Parser, explain, lasting_output, refuse
 from jobs import states
 from jobs.carry import merge
 from zoo.errors import BadInput
@@ -288,15 +288,16 @@ def main(arguments: list[str] | None = None) -> int:
     if args.max_mib is not None and not 0 < args.max_mib < float("inf"):
         parser.error(f"--max-mib {args.max_mib:g}: give a size above 0")
     status = DONE
-    try:
-        for line, lacking in _lines(args):
-            print(line, flush=True)
-            status = INCOMPLETE if lacking else status
-        return status
-    except BadInput as error:
-        return refuse(str(error))
-    except OSError as error:
-        return refuse(f"{error.strerror or error}: {error.filename or args.paths[-1]}; nothing that was there is lost")
+    with lasting_output():
+        try:
+            for line, lacking in _lines(args):
+                print(line, flush=True)
+                status = INCOMPLETE if lacking else status
+            return status
+        except BadInput as error:
+            return refuse(str(error))
+        except OSError as error:
+            return refuse(f"{explain(error, args.paths[-1])}; nothing that was there is lost")
 
 
 if __name__ == "__main__":

@@ -77,17 +77,23 @@ def last_words(out: Path, run_id: str) -> str | None:
 
 
 def read(out: Path) -> list[Record]:
-    """All records that can be read. One that cannot belongs to no run, and its jobs do nothing: see `tokens`."""
+    """All whole records. A damaged one belongs to no run, and its jobs do nothing: see `tokens`.
+
+    Unreadable where one cannot be read now: its runs may be in the queue.
+    """
     found = []
     for token in tokens(out):
         try:
-            said = json.loads(path(out, token).read_bytes())
+            text = store.read_bytes(path(out, token))
+            if text is None:  # it has just been removed
+                continue
+            said = json.loads(text)
             tasks = tuple(tuple(str(run_id) for run_id in task) for task in said["tasks"])
             jobs = None if said["jobs"] is None else tuple(str(job) for job in said["jobs"])
             if tasks and (jobs is None or len(jobs) == len(tasks)):
                 clusters = said.get("clusters")  # older records have none
                 found.append(Record(token, str(said["user"]), tasks, jobs, None if clusters is None else str(clusters)))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (store.Damaged, ValueError, KeyError, TypeError):
             continue
     return found
 

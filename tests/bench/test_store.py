@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +147,59 @@ def test_set_aside_keeps_everything(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x.aside-1", "x.aside-2"]
     (tmp_path / "x").write_text("three")
     assert store.set_aside(tmp_path / "x", tmp_path / "aside").read_text() == "three"
+
+
+def test_what_cannot_be_read_now_is_not_damaged(folder, monkeypatch):
+    """Nor absent: whoever asks is told so by an error that keeps its meaning."""
+    monkeypatch.setattr(store, "READ_AGAIN_S", (0.0, 0.0))
+    tries = []
+
+    def fail(path):
+        tries.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ELOOP):
+        monkeypatch.setattr(store, "_gave_up", -store.TIRED_S)
+        tries.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", fail)
+            for read in (
+                lambda: store.read_result(folder),
+                lambda: store.read_json(folder.error),
+                lambda: store.read_torch(folder.last),
+                lambda: store.weights_fault(folder),
+            ):
+                with pytest.raises(store.Unreadable, match=r"cannot be read now") as found:
+                    read()
+                assert found.value.errno == number
+        # What may pass is tried again, for the first file of a disk that is away and not for each.
+        assert len(tries) == (6 if number in store.PASSING else 4)
+
+
+def test_what_passes_is_waited_for(folder, monkeypatch):
+    store.write_json(folder.error, {"message": "x"})
+    left, read = [errno.EIO, errno.ESTALE], Path.read_bytes
+
+    def sometimes(path):
+        if left:
+            raise OSError(left.pop(), "for a moment", str(path))
+        return read(path)
+
+    monkeypatch.setattr(store, "READ_AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(store, "_gave_up", -store.TIRED_S)
+    monkeypatch.setattr(Path, "read_bytes", sometimes)
+    assert store.read_json(folder.error) == {"message": "x"} and not left
+
+
+def test_a_disk_that_cannot_promise_to_keep_is_written_all_the_same(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    store.write_json(tmp_path / "x.json", {"a": 1})
+    assert store.read_json(tmp_path / "x.json") == {"a": 1}
+    number = errno.EIO  # a promise broken is no promise that was never made
+    with pytest.raises(OSError):
+        store.write_json(tmp_path / "x.json", {"a": 2})
+    assert store.read_json(tmp_path / "x.json") == {"a": 1}

@@ -6,6 +6,7 @@ Each fault picks its victim by a seeded generator, writes down what it may expla
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,19 +61,23 @@ class Arena:
 
     # The command
 
-    def drive(self, *more: str) -> subprocess.Popen:
+    def drive(
+        self, *more: str, onto: int | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.Popen:
+        """Start the command; with its output somewhere else than in its file, or with more variables."""
         where = ["--executor", "slurm", "--cluster", str(self.folder / "cluster.yaml")]
         where = where if self.machines else ["--executor", "local"]
         options = ["--grid", str(self.grid), "--out", str(self.out), "--no-plots", "--retry-failed", *where, *more]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         environment |= self.machines.environment if self.machines else {"SLURM_CONF": os.devnull}
+        environment |= variables or {}
         with (self.folder / f"driver-{len(self.exits)}-{time.monotonic_ns()}.txt").open("wb") as said:
             driver = subprocess.Popen(
                 [sys.executable, "reproduce.py", *options],
                 cwd=self.code,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=said if onto is None else onto,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -159,7 +164,7 @@ class Arena:
         """How many of these runs have a result that can be read."""
         count = 0
         for run_id in run_ids:
-            with contextlib.suppress(store.Damaged):
+            with contextlib.suppress(store.Damaged, store.Unreadable):
                 count += store.read_result(store.run_folder(self.out, run_id), curve=False) is not None
         return count
 
@@ -307,3 +312,85 @@ def fill_disk(arena: Arena, name: str) -> None:
     for folder in arena.runs():  # those that were taken up meanwhile
         if folder.run_id not in known and folder.last.exists():
             arena.deaths[folder.run_id] += 1
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two files at once (renameat2 with RENAME_EXCHANGE): at no moment is one of them missing."""
+    if ctypes.CDLL(None, use_errno=True).renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
+        raise OSError(ctypes.get_errno(), "renameat2", str(one))
+
+
+def _hide_file(name: str) -> Callable[[Arena, str], None]:
+    """In its place stands for some seconds what is there and cannot be read, by root either (ELOOP)."""
+
+    def harm(arena: Arena, fault_name: str) -> None:
+        found = [folder for folder in arena.runs() if (folder.path / name).is_file()]
+        if not (folder := arena.pick(found)):
+            return
+        path, hidden = folder.path / name, folder.path / ".hidden"
+        hidden.symlink_to(path.name)  # once in the place of what it names, it names itself
+        arena.mark(fault_name, [folder])
+        _exchange(path, hidden)
+        arena.until(lambda: False, 3 + 3 * arena.chance.random())
+        if path.is_symlink():
+            _exchange(path, hidden)
+        hidden.unlink()  # the link, or what a new checkpoint has replaced
+
+    return harm
+
+
+fault("result.json unreadable for some seconds")(_hide_file("result.json"))
+fault("last.pt unreadable for some seconds")(_hide_file("last.pt"))
+
+
+def _relieve(arena: Arena, name: str, **options: object) -> None:
+    """Another driver takes the place of the one at work."""
+    arena.mark_alive(name)
+    if driver := arena.working():
+        arena.signalled[driver.pid] = signal.SIGTERM
+        driver.terminate()
+    arena.drive(**options)
+    time.sleep(4)
+
+
+@fault("driver's output onto a full disk")
+def full_output(arena: Arena, name: str) -> None:
+    with open("/dev/full", "wb") as full:
+        _relieve(arena, name, onto=full.fileno())
+
+
+@fault("driver's output into a pipe that nobody reads")
+def no_reader(arena: Arena, name: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    _relieve(arena, name, onto=writer)
+    os.close(writer)
+
+
+HOSTILE = {  # each would stop a command, change results in their last bits, or leave a process behind
+    "MPLBACKEND": "module://none",
+    "MATPLOTLIBRC": "/none",
+    "GIT_DIR": "/none",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "2",
+    "OMP_PROC_BIND": "true",
+    "PYTHONOPTIMIZE": "2",
+    "LC_ALL": "C",
+    "TZ": "Nowhere/Atall",
+}
+
+
+@fault("driver with variables that mean something")
+def hostile_driver(arena: Arena, name: str) -> None:
+    _relieve(arena, name, variables=HOSTILE)
+
+
+@fault("no hard links for some seconds")
+def no_links(arena: Arena, name: str) -> None:
+    mark = arena.out / "no-links"  # what the copy under test looks for, see SHORTENED
+    mark.touch()
+    _relieve(arena, name)
+    arena.until(lambda: False, 4)
+    mark.unlink()

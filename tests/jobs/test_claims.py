@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -121,8 +122,18 @@ def _race(folder, start, won):
         time.sleep(1)  # stay alive, so that the others find a live claim
 
 
+def _no_links(monkeypatch, number=errno.EOPNOTSUPP):
+    def link(source, target):
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("stale_first", [False, True])
-def test_of_many_exactly_one_gets_it(tmp_path, stale_first):
+def test_of_many_exactly_one_gets_it(tmp_path, monkeypatch, stale_first, links):
+    if not links:
+        _no_links(monkeypatch)
     for attempt in range(5):
         folder = tmp_path / f"run{attempt}"
         if stale_first:
@@ -174,3 +185,60 @@ def test_progress_is_of_its_kind_or_left_out(tmp_path):
     assert claims.read(tmp_path / "run").progress == {"device": "x", "step": 2}
     path.write_text(json.dumps({**said, "progress": [1]}))
     assert claims.read(tmp_path / "run").progress == {}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_disk_without_hard_links(tmp_path, monkeypatch, number):
+    """Google Drive, gcsfuse, exFAT: a claim is whole as soon as it can be seen, held, beaten, taken over, given up."""
+    _no_links(monkeypatch, number)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert claims.links_fault(folder) == os.strerror(number) and os.listdir(folder) == []
+    claim = claims.acquire(folder)
+    assert claims.read(folder).pid == os.getpid() and claims.acquire(folder) is None
+    claim.me["pid"] = dead_pid()
+    claim.beat()
+    mine = claims.acquire(folder)
+    assert mine.generation == 1
+    mine.release()
+    assert os.listdir(folder) == []
+
+
+def test_a_disk_with_hard_links(tmp_path):
+    assert claims.links_fault(tmp_path) is None and os.listdir(tmp_path) == []
+    with pytest.raises(OSError):
+        claims.links_fault(tmp_path / "none")
+
+
+def test_a_link_that_fails_for_another_reason_is_no_disk_without(tmp_path, monkeypatch):
+    _no_links(monkeypatch, errno.ENOSPC)
+    with pytest.raises(OSError, match="space"):
+        claims.acquire(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_claim_written_over_by_another_is_lost(tmp_path):
+    """Disks that let two make the same file, and a sleeper whose successors have all come and gone."""
+    first = claims.acquire(tmp_path / "run")
+    (tmp_path / "run" / "claim.json").unlink()
+    second = claims.acquire(tmp_path / "run")
+    with pytest.raises(claims.ClaimLost):
+        first.beat()
+    first.release()  # takes nothing away
+    second.check()
+    assert claims.read(tmp_path / "run").alive
+
+
+def test_a_folder_that_cannot_be_looked_at_is_no_progress_and_no_standstill(tmp_path, monkeypatch):
+    claims.acquire(tmp_path / "run")
+    watch = claims.Watch()
+    watch.still_s(tmp_path / "run", 10.0)
+
+    def fail(folder):
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fail)
+        watch._looked -= 10
+        assert watch.still_s(tmp_path / "run", 10.0) == 0.0
+    assert watch.still_s(tmp_path / "run", 10.0) < 1.0

@@ -13,7 +13,7 @@ import pytest
 
 import reproduce
 from bench import grid as grids
-from bench import store
+from bench import sources, store
 from jobs import claims, plan, states, status
 from tests import tiny
 from zoo.errors import BadInput
@@ -215,3 +215,40 @@ def test_nothing_slow_is_imported(grid, out):
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "8 runs" in process.stdout
+
+
+def name_source(out, run_id, **provenance):
+    path = store.run_folder(out, run_id).result
+    result = store.read_json(path)
+    result["provenance"] |= provenance
+    store.write_result(path, result)
+
+
+def test_results_of_another_source_are_said_with_the_command_that_redoes_them(grid, out, capsys):
+    kd, fitnet = find(grid, "kd-resnet20", 3), find(grid, "fitnet-", 2)
+    for run_id in (*kd, *fitnet):
+        finish(out, run_id)
+        name_source(out, run_id, method_source=sources.today()[run_id.partition("-")[0]].digest)
+    text = said(out, capsys=capsys)[1]
+    assert "--force" not in text and "source" not in text
+    for run_id in kd:
+        name_source(out, run_id, method_source="source:" + "0" * 64)
+    name_source(out, fitnet[0], method_source="", method_sha256="0" * 64)  # of an earlier version
+    text = said(out, capsys=capsys)[1]
+    assert f"3 results of another source of the method than today's; to redo: {kd[0]}, {kd[1]}" in text
+    assert f"python reproduce.py --grid tiny --out {out} --force --only method=kd\n" in text
+    assert "1 result of an earlier version" in text and fitnet[0] in text
+    made = plan.describe(plan.make(grid, out), verbose=False, out=out)
+    assert "3 results of another source" in made and "--force --only method=kd" in made
+
+
+def test_a_run_that_cannot_be_looked_at_now_is_blocked_and_not_done_again(grid, out, capsys):
+    teacher = find(grid, "vanilla-resnet20")[0]
+    finish(out, teacher)
+    path = store.run_folder(out, teacher).result
+    path.rename(path.with_name("hidden"))
+    path.symlink_to(path.name)
+    found = plan.make(grid, out)
+    assert teacher in found.of("blocked") and not {*find(grid, "kd-resnet20", 3)} & {*found.to_do}
+    text = said(out, capsys=capsys)[1]
+    assert f"{teacher}  result.json cannot be read now (" in text and f"runs by {teacher}" in text

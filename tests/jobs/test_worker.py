@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ import pytest
 import torch
 
 import zoo
-from bench import experiment, store
+from bench import experiment, sources, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
 from bench.training import member
-from jobs import claims, meter, worker
+from jobs import claims, meter, states, worker
 from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED
 from tests import tiny
 
@@ -270,6 +271,65 @@ def test_broken_teacher_weights_block_and_do_not_fail(tmp_path):
     assert outcome == BLOCKED and "weights.pt is cut short" in message
 
 
+@pytest.mark.parametrize("name", ["result.json", "error.json", "last.pt"])
+def test_what_cannot_be_read_now_is_left_as_it_is(tmp_path, name):
+    """Nothing set aside, nothing trained, no failure recorded; once it can be read again the run goes on."""
+    run = teacher_run(tmp_path)
+    folder = store.run_folder(tmp_path, run.run_id)
+    assert do(run, *here(tmp_path, stop=name == "last.pt"))[0] == (STOPPED if name == "last.pt" else DONE)
+    if name == "error.json":
+        folder.result.rename(folder.path / "kept")
+        store.write_json(folder.error, {"message": "it failed"})
+    path = folder.path / name
+    path.rename(folder.path / "hidden")
+    path.symlink_to(name)  # ELOOP, for root as well
+    before = sorted(os.listdir(folder.path))
+    outcome, message = do(run, *here(tmp_path))
+    assert outcome == BLOCKED and f"{name} cannot be read now (" in message
+    assert sorted({*os.listdir(folder.path)} - {"log.txt"}) == sorted({*before} - {"log.txt"})
+    found = states.status(folder)
+    assert name == "last.pt" or (found.state == "blocked" and found.reason == message)
+    (folder.path / "hidden").replace(path)
+    assert do(run, *here(tmp_path))[0] == (FAILED if name == "error.json" else DONE)
+
+
+def test_teacher_weights_that_cannot_be_read_now(tmp_path, undisturbed):
+    run, student = teacher_run(tmp_path), student_run(tmp_path, "kd")
+    shutil.copytree(store.run_folder(undisturbed, run.run_id).path, store.run_folder(tmp_path, run.run_id).path)
+    weights = store.run_folder(tmp_path, run.run_id).weights
+    weights.unlink()
+    weights.symlink_to(weights.name)
+    outcome, message = do(student, *here(tmp_path))
+    assert outcome == BLOCKED and "weights.pt cannot be read now (" in message
+    assert not store.run_folder(tmp_path, student.run_id).error.exists()
+
+
+def test_a_log_that_cannot_be_written_costs_itself(tmp_path, undisturbed):
+    run = teacher_run(tmp_path)
+    log = store.run_folder(tmp_path, run.run_id).log
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    outcome, message = do(run, *here(tmp_path))
+    assert outcome == DONE and message.endswith("(log.txt has gaps: No space left on device)")
+    assert essence(tmp_path, run) == essence(undisturbed, run)
+
+
+def test_going_on_with_another_source_is_said_and_recorded(tmp_path, monkeypatch):
+    run = teacher_run(tmp_path)
+    folder = store.run_folder(tmp_path, run.run_id)
+    then = "source:" + "0" * 64
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.training.member.source_of", lambda method: then)
+        assert do(run, *here(tmp_path, stop=True))[0] == STOPPED
+    assert states.status(folder).source == sources.OTHER
+    assert "made with another source of its method" in states.status(folder).reason
+    assert do(run, *here(tmp_path))[0] == DONE
+    assert "another source of vanilla has made" in folder.log.read_text()
+    said = store.read_result(folder)["provenance"]
+    assert said["method_sources_before"] == [then] and said["method_source"] == sources.today()["vanilla"].digest
+    assert states.status(folder).source == sources.BOTH
+
+
 def test_result_says_what_and_where(undisturbed):
     run = student_run(undisturbed, "kd")
     result = store.read_result(store.run_folder(undisturbed, run.run_id))
@@ -278,6 +338,8 @@ def test_result_says_what_and_where(undisturbed):
     assert [row["epoch"] for row in result["curve"]] == [1, 2]
     assert {"epoch", "lr", "train_loss", "ce", "kd", "top1", "wall_s"} <= set(result["curve"][0])
     assert result["provenance"]["versions"]["torch"] == torch.__version__
+    assert result["provenance"]["method_source"] == sources.today()["kd"].digest
+    assert "method_sources_before" not in result["provenance"]
     assert len(result["provenance"]["method_sha256"]) == 64 and result["provenance"]["device"]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from bench.report.curves import Curves
 from bench.report.frames import Results, collect, curves
 from bench.report.plots import style
 from bench.report.plots.curves import smooth
+from bench.report.plots.settings import own_settings
 from bench.report.plots.terms import apart
 from tests.bench.report.report_cases import NOW, A, Grid, result
 
@@ -472,3 +474,47 @@ def test_a_grid_too_large_for_one_figure_is_cut_and_says_so():
     assert note == "shown: the first 24 of 27 pairs and 40 of 42 rows"
     results = collect((fits := grid_of(2, 3, 1)).spec, fits.runs)
     assert style.cut(results) == (results, "")
+
+
+# ---- whatever surrounds them
+
+
+def test_a_persons_settings_are_not_ours(tmp_path):
+    """The same picture with a matplotlibrc in the working directory that cannot be read, a backend that is not there,
+    no home, warnings as errors: and the process keeps its own."""
+    code = (
+        "import hashlib, os, sys\n"
+        "from bench.report.plots import draw\n"
+        "from bench.report.curves import Curves\n"
+        "from tests.bench.report.test_plots import grid_of, read\n"
+        "results, source = read(grid_of(1, 2, 2))\n"
+        "drawn = draw(results, source)\n"
+        "print(hashlib.sha256(drawn['accuracy']['png']).hexdigest(), os.getcwd(), os.environ.get('MPLBACKEND'))\n"
+    )
+    said = []
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "matplotlibrc").write_bytes(b"\xff\xfetext.usetex: True\nfont.size: 30\n")
+    hostile = {
+        "MPLBACKEND": "module://matplotlib_inline.not_there",
+        "MPLCONFIGDIR": "/proc/none",
+        "MATPLOTLIBRC": str(tmp_path / "here" / "matplotlibrc"),
+        "HOME": "/none",
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
+    for folder, more in ((tmp_path, {}), (tmp_path / "here", hostile)):
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3]), **more}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        said.append(done.stdout.split())
+    (plain, _, none), (other, where, kept) = said
+    assert plain == other and where == str(tmp_path / "here") and (none, kept) == ("None", hostile["MPLBACKEND"])
+
+
+def test_settings_of_the_process_stay_as_they_were():
+    with matplotlib.rc_context({"font.size": 31, "text.usetex": True}):
+        with own_settings():
+            assert matplotlib.rcParams["font.size"] == style.STYLE["font.size"]
+            assert not matplotlib.rcParams["text.usetex"]
+        assert matplotlib.rcParams["font.size"] == 31 and matplotlib.rcParams["text.usetex"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bench.report import markup, published_tables, tables
 from bench.report import writing as report
 from bench.report.frames import DAMAGED, collect
 from bench.report.ranking import BOLD_RULE, UNSEPARATED_RULE
+from bench.sources import OTHER
 from tests.bench.report.report_cases import GOLDEN, NOW, A, B, Grid, every_state, hand_made, result
 
 FILES = {"table.md", "table.tex", "table.csv", "runs.csv", "published.csv", "claims.csv", "report.html"}
@@ -368,3 +370,71 @@ def test_terminal_is_plain_text_with_the_same_numbers():
     ):
         assert part in text
     assert "\\" not in text and "**" not in text
+
+
+# ---- what only shows costs itself
+
+
+def test_a_picture_or_page_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    grid = Grid(pairs=(A,))
+    grid.add("Student", "student", A, 66.0, 66.3)
+    grid.add("KD", "logit", A, 71.0, 72.0)
+    files = {path.name for path in grid.write(tmp_path, plots=True)}
+
+    def fail(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr("bench.report.plots.accuracy", fail)
+    left = {path.name for path in grid.write(tmp_path, plots=True)}
+    assert files - left == {"accuracy.png", "accuracy.pdf"} and not (tmp_path / "plots" / "accuracy.png").exists()
+    assert capsys.readouterr().err == "note: plot accuracy left out: ValueError: no such backend\n"
+    monkeypatch.setattr(report, "page", fail)
+    assert {path.name for path in grid.write(tmp_path) if path.parent == tmp_path} == FILES - {"report.html"}
+    assert "note: report.html left out: ValueError" in capsys.readouterr().err
+
+
+def test_one_table_that_cannot_be_written_leaves_the_others(tmp_path: Path):
+    grid = Grid(pairs=(A,))
+    grid.add("KD", "logit", A, 71.0)
+    (tmp_path / "table.tex" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        grid.write(tmp_path)
+    assert {"table.md", "table.csv", "runs.csv", "claims.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+# ---- another source of a method
+
+
+def test_results_of_another_source_are_marked_with_the_command_that_redoes_them(tmp_path: Path):
+    grid = Grid(pairs=(A,))
+    grid.add("KD", "logit", A, 71.0, 71.4)
+    grid.add("DKD", "logit", A, 70.0, 70.2)
+    before = markdown_of(grid, tmp_path)
+    assert "‖" not in before and "--force" not in before
+    kd = next(run_id for run_id in grid.runs if run_id.startswith("kd-") and "-s1-" in run_id)
+    grid.runs[kd] = replace(grid.runs[kd], source=OTHER)
+    text = markdown_of(grid, tmp_path)
+    assert re.search(r"KD +\| +\**71.20 ± 0.28\**†?‖", text) or "71.20 ± 0.28‖" in text.replace("*", "")
+    assert "marked ‖: 1" in text and text.count("--force") >= 1
+    assert "--only method=kd,teacher=resnet56,student=resnet20,seed=1" in text.replace("\\", "")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "‖" in page and "--force --only method=kd" in page and "another source" in page
+    assert r"$\parallel$" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    frame = pd.read_csv(tmp_path / "runs.csv").set_index("run_id")
+    assert frame.loc[kd, "source"] == OTHER
+
+
+def markdown_of(grid: Grid, folder: Path) -> str:
+    grid.write(folder)
+    return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def test_comments_do_not_make_runs_of_one_cell_unlike():
+    grid = Grid(pairs=(A,))
+    grid.add("KD", "logit", A, 71.0, 71.4)
+    runs = list(grid.runs.values())
+    for run, sha256 in zip(runs, ("a" * 64, "b" * 64), strict=True):
+        run.result["provenance"] |= {"method_source": "source:" + "c" * 64, "method_sha256": sha256}
+    assert grid.report().results.cells[0].mixed == ""
+    runs[0].result["provenance"]["method_source"] = "source:" + "d" * 64
+    assert "method's source (cccccccc, dddddddd)" in grid.report().results.cells[0].mixed
