@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ Top-1 accuracy (%) at the last epoch, mean ± std over seeds (grid hand, protoco
 - § not one measurement, its runs mix PyTorch versions (2.8.0, 2.9.0); precisions (bf16, fp32): \
 KD on wrn_40_2 → wrn_16_2.
 - Sample standard deviation (ddof 1) over seeds; a single run has none. (2/3): 2 of 3 wanted runs have finished. \
-Only finished runs enter a mean. —: not started. Blank: not in this grid.
+Only finished runs enter a mean. —: not started.
 - {BOLD_RULE}
 - † {UNSEPARATED_RULE} (4 degrees of freedom).
 """
@@ -136,13 +137,13 @@ def test_claims_stand_in_every_text(written: Path):
     for verdict in verdicts:
         assert f"- **{verdict.verdict}**: {verdict.text}" in text
     # Two are made under the table's protocol; what another training gives cannot settle the third.
-    count = (
-        "Claims made under protocol streamlined: 0 confirmed, 0 refuted, 2 undecided. "
-        "Claims made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided."
-    )
-    assert f"## Claims\n\n- {count}\n" in text
+    assert "## Claims\n\n- Claims made under protocol streamlined: 0 confirmed, 0 refuted, 2 undecided.\n" in text
+    (folded,) = re.findall(r"## Claims of other protocols\n\n(.*?)\n\n## ", text, re.S)
+    count = "Made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided"
+    assert folded.startswith(f"<details><summary>{count}</summary>\n\n- **undecided**: ")
+    assert folded.endswith("\n\n</details>")
     said = report.terminal(hand_made().report())
-    assert count in said and said.count("[made under streamlined-revised]") == 1
+    assert "Of 2 claims of the target table, 0 hold, 0 are refuted and 2 undecided." in said
     assert list(frame.protocol) == ["streamlined", "streamlined", "streamlined-revised"]
 
 
@@ -252,7 +253,8 @@ def test_a_grid_without_a_finished_run(state: str, tmp_path: Path):
     assert {path.name for path in files} == FILES
     text = (tmp_path / "table.md").read_text(encoding="utf-8").split("## Claims")[0]
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert not any("±" in row or "**" in row for row in rows) and "nothing is bold" in text
+    assert not any("±" in row or "**" in row for row in rows) and "**No run has finished yet.**" in text
+    assert "bold" not in text.casefold() and "(2/3)" not in text and "†" not in text
     assert "## Over all pairs" not in text
     assert pd.read_csv(tmp_path / "table.csv").mean_last.isna().all()
 
@@ -268,7 +270,7 @@ def test_an_empty_grid(tmp_path: Path):
     spec = TableSpec("none", "sprint", 1, (), ())
     made = report.make(spec, {}, now=NOW)
     assert {path.name for path in report.write(tmp_path, made, {})} == FILES
-    assert "Runs: none; 0 wanted." in report.terminal(made)
+    assert "Runs: none; 0 wanted." in report.markdown_report(made) and "No run has finished" in report.terminal(made)
 
 
 def test_a_protocol_without_published_numbers_says_so_and_subtracts_nothing(tmp_path: Path):
@@ -344,8 +346,8 @@ def test_terminal_keeps_to_the_width_and_loses_no_column(width: int):
     text = report.terminal(hand_made().report(), width)
     wide = [line for line in text.splitlines() if len(line) > width]
     assert all(" " not in line.strip() for line in wide)  # a run id that is longer than a line
-    assert all(text.count(name) >= 1 for name in ("→ resnet20", "→ wrn_16_2", "gap closed", "26 done"))
-    rows = [line for line in text.split("Over all pairs")[0].splitlines() if line.startswith("MLKD ")]
+    assert all(text.count(name) >= 1 for name in ("→ resnet20", "→ wrn_16_2", "SKD leads", "5 failed"))
+    rows = [line for line in text.splitlines() if line.startswith("MLKD ")]
     assert " ".join(rows).count("71.30 ± 0.20†") == 1 and " ".join(rows).count("75.20 ± 0.20§") == 1
 
 
@@ -358,7 +360,30 @@ def test_terminal_is_plain_text_with_the_same_numbers():
         "⊘ blocked²",
         "→ wrn_16_2",
         "A|B_c & 50% τ",
-        "26 done",
+        "17 of 43 wanted runs are not finished",
     ):
         assert part in text
     assert "\\" not in text and "**" not in text
+
+
+def test_terminal_of_selected_cells_shows_these_and_explains_no_more():
+    grid = hand_made()
+    made, cells = grid.report(), {(cell.label, cell.teacher): cell for cell in grid.cells}
+    one = report.terminal(made, selected={cells["MLKD", "resnet56"]})
+    table = one.split("protocol streamlined v1).\n\n")[1]
+    assert [line.split("  ")[0] for line in table.splitlines()[:5]][3:] == ["Logit-based:", "MLKD"]
+    assert "71.30 ± 0.20†" in table and table.count(" ± ") == 1 and "wrn" not in table
+    assert "bold" not in table.casefold().split("†")[1] and "(2/3)" not in table and "§" not in table
+    assert made.headline.lead in one
+    two = report.terminal(made, selected={cells["KD", "resnet56"], cells["RKD", "wrn_40_2"]})
+    assert "71.20 ± 0.20†" in two and "✗ failed" in two and "Blank: not in this grid." in two
+
+
+def test_no_note_explains_a_mark_that_does_not_occur():
+    grid = Grid("sprint", pairs=(A,))
+    grid.add("KD", "logit", A, 70.0, 70.1, 70.2)
+    grid.add("DKD", "logit", A, 72.0, 72.1, 72.2)
+    text = report.markdown_report(grid.report()).split("## Claims")[0]
+    for mark in ("†", "§", "(2/3)", "—", "Blank", "single run", "◊", "‡"):
+        assert mark not in text
+    assert "Every other method with two runs or more is shown to be worse" in text
