@@ -55,8 +55,11 @@ def test_a_folder_is_reported_from_its_files(folder: Path, capsys: pytest.Captur
     assert report(folder) == 0
     assert (row(folder, "KD").mean_last, row(folder, "KD").std_last, row(folder, "KD").n) == (72.0, 1.0, 3)
     said = capsys.readouterr().out
-    assert "72.00 ± 1.00" in said and "Over all pairs" in said and "report.html" in said
-    assert "Claims made under protocol streamlined: " in said
+    assert "72.00 ± 1.00" in said and said.splitlines()[-1] == f"the whole report: {folder / 'report.html'}"
+    assert said.index(" of the target table, ") < said.index("72.00 ± 1.00")
+    assert report(folder, "--only", "method=student") == 0
+    said = capsys.readouterr().out
+    assert "70.20 ± 0.20" in said and "72.00 ± 1.00" not in said and "SKD leads on resnet56 → resnet20" in said
 
 
 def test_it_needs_no_torch(folder: Path):
