@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,15 @@ from zoo.errors import BadInput
 T = TypeVar("T")
 
 
-def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True, refresh: bool = False) -> int:
+def report(
+    outline: Outline,
+    out: Path,
+    only: Iterable[str] = (),
+    *,
+    plots: bool = True,
+    refresh: bool = False,
+    columns: Sequence[str] = (),
+) -> int:
     """Write the report and print its tables; returns the exit status.
 
     It lies in `out` itself for the grid that `out` was last used for, where it takes the place of another grid's; that
@@ -34,10 +42,10 @@ def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool
         if isinstance(other, BadInput):
             print(f"not made again: {other}", file=sys.stderr)
         else:
-            _write(other, out, folder, states.look(other, out, to_start=False), plots)
+            _write(other, out, folder, states.look(other, out, to_start=False), plots, columns)
             print(f"wrote the report of grid {other.grid}, protocol {other.protocol}: {folder / 'table.md'}")
     found = states.look(outline, out, only, to_start=False)
-    made, written = _write(outline, out, place, found, plots)
+    made, written = _write(outline, out, place, found, plots, columns)
     if place == out:  # not twice
         shutil.rmtree(store.report_folder(out, outline.grid, outline.protocol), ignore_errors=True)
     print(reports.terminal(made, _width()))
@@ -49,9 +57,9 @@ def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool
 
 
 def _write(
-    outline: Outline, out: Path, place: Path, found: states.States, plots: bool
+    outline: Outline, out: Path, place: Path, found: states.States, plots: bool, columns: Sequence[str]
 ) -> tuple[reports.Report, list[Path]]:
-    made = reports.make(outline, found.statuses, out)
+    made = reports.make(outline, found.statuses, out, columns=columns)
     return made, _writing(lambda: reports.write(place, made, found.statuses, plots=plots, source=out), out)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 from bench.cells import RunStatus, TableSpec
 from bench.report import claims as claimcheck
-from bench.report import latex, markup, published_tables, tables
+from bench.report import examined, latex, markup, published_tables, tables
 from bench.report.captions import CAPTIONS
 from bench.report.comparison import Comparison, compare, shown_only
 from bench.report.curves import Curves
@@ -38,10 +38,15 @@ class Report:
     comparisons: tuple[Comparison, ...]
     shown: tuple[tuple[Reference, Mapping[int, Published]], ...]  # published under other protocols
     now: datetime  # UTC, the date printed
+    columns: tuple[str, ...] = ()  # asked for beside accuracy: names of examined.COLUMNS
 
 
 def make(
-    spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = None, now: datetime | None = None
+    spec: TableSpec,
+    runs: Mapping[str, RunStatus],
+    out: Path | None = None,
+    now: datetime | None = None,
+    columns: Sequence[str] = (),
 ) -> Report:
     """Work the report out. `out` is the folder of `runs`, looked at for runs of other grids; `now` is for tests."""
     results = collect(spec, runs, out)
@@ -53,6 +58,7 @@ def make(
         tuple(compare(results)),
         tuple(shown_only(results)),
         now or datetime.now(timezone.utc),
+        tuple(columns),
     )
 
 
@@ -67,6 +73,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     found.append(Section("Best epoch", () if once else (tables.best_table(results),), tuple(Item("", x) for x in once)))
     found.append(_published(report))
     made_of = (Item("", line) for line in tables.footer(results, report.now))
+    found += examined.wanted(results, report.columns)
     return (*found, Section("What this table is made of", items=tuple(made_of)))
 
 
