@@ -288,6 +288,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     device, recipe = parse_device(args.device), protocol.load(args.protocol)
     check_precision(args.precision, device)
+    if recipe.train.optimizer:
+        raise BadInput(
+            f'protocol "{recipe.name}" trains with {recipe.train.optimizer}: the plain loop here has SGD alone'
+        )
     runs = [_run(recipe, pair, name, args.precision) for pair in args.pairs for name in args.methods]
     set_precision(args.precision)
     datasets.prepare(recipe.data, args.data)
