@@ -107,6 +107,8 @@ class Train(Settings):
     # over what follows the warm-up, along half a cosine: Loshchilov and Hutter, ICLR 2017, without restarts.
     schedule: Literal["cosine"] | None = added_later()
     final_lr: NonNegativeFloat | None = added_later()
+    # Of the labels, in every method's cross entropy with them; None is 0. Losses on held-out images have none of it.
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
     # Epochs in which the learning rate rises from 0 to what the schedule begins with, linearly; parts of one count.
     warm_up: PositiveFloat | None = added_later()
 

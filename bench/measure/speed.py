@@ -117,7 +117,8 @@ class Plain:
                 teacher = self._outputs(self.teacher, images, strong_images)
             student = self._outputs(self.student, images, strong_images)
             progress = methods.Progress(torch.ones((), device=self.device))
-            loss = sum(self.method.terms(student, teacher, methods.Batch(labels, indices), progress).values())
+            batch = methods.Batch(labels, indices, self.run.train.label_smoothing or 0.0)
+            loss = sum(self.method.terms(student, teacher, batch, progress).values())
         self.optimizer.zero_grad()
         loss.backward()
         if self.run.train.grad_clip is not None:

@@ -130,7 +130,8 @@ class Member:
             elif teacher is not None and strong is None:
                 teacher = dataclasses.replace(teacher, strong=None)
             student = outputs_of(self.student, inputs, strong)
-            batch, progress = methods.Batch(labels, indices), methods.Progress(self.epoch)
+            batch = methods.Batch(labels, indices, self.run.train.label_smoothing or 0.0)
+            progress = methods.Progress(self.epoch)
             terms = self.method.terms(student, teacher, batch, progress)
         self.term_names = list(terms)
         values = torch.stack(list(terms.values()))
