@@ -112,6 +112,12 @@ def parser() -> Parser:
     how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
     how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
     how.add_argument("--yes", action="store_true", help=f"do not ask before more than {MOST_RUNS:,} runs")
+    how.add_argument(
+        "--columns",
+        metavar="NAME,...",
+        help="with --report: tables of more than accuracy, from weights that python -m bench.examine looked at "
+        "(train_top1, agreement, kl, ece, parameters, macs, or all); table.csv and runs.csv have them anyway",
+    )
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
     instead = made.add_mutually_exclusive_group()
     instead.add_argument(
@@ -199,6 +205,11 @@ def _report(args: argparse.Namespace) -> int:
     outline = _outline(args)
     from jobs import results, states  # pandas is slow to import, and a wrong request need not wait for it
 
+    columns: tuple[str, ...] = ()
+    if args.columns is not None:
+        from bench.report import examined
+
+        columns = examined.chosen(args.columns)
     if args.compare:
         return results.compare(outline, args.out, args.compare)
     if args.grid is not None and (place := states.report_place(outline, args.out)) != args.out:
@@ -206,7 +217,9 @@ def _report(args: argparse.Namespace) -> int:
 
         place.mkdir(parents=True, exist_ok=True)
         grids.keep(_grid(args), place)
-    return results.report(outline, args.out, args.only, plots=not args.no_plots, refresh=args.grid is None)
+    return results.report(
+        outline, args.out, args.only, plots=not args.no_plots, refresh=args.grid is None, columns=columns
+    )
 
 
 def _request(args: argparse.Namespace):
@@ -244,6 +257,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for folder in (args.out, args.compare) if args.compare else ():
         if not (folder / "runs").is_dir():
             raise BadInput(f'"{folder}" has no runs/: --compare needs two results folders, --out and the one given')
+    if args.columns is not None and not args.report:
+        raise BadInput("--columns goes with --report, which prints what was measured: add it")
     if args.compare and args.only:
         raise BadInput("--only does not go with --compare, which shows every cell: leave it out")
 

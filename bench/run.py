@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from methods import Settings
 from methods.settings import added_later
@@ -75,12 +84,12 @@ class Data(Settings):
 
 
 class Train(Settings):
-    """SGD with a step schedule, the field's optimiser, or with a one-cycle schedule."""
+    """An optimiser and its learning rate over the epochs: SGD with steps, the field's, unless it says otherwise."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     batch: Annotated[int, Field(gt=0, le=100_000)]
     lr: PositiveFloat
-    momentum: Annotated[float, Field(ge=0, lt=1)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # AdamW's beta1
     nesterov: bool
     weight_decay: NonNegativeFloat  # applies to everything trainable, BatchNorm and biases included
     milestones: tuple[PositiveInt, ...] = Field(strict=False)  # epochs after which the learning rate drops
@@ -88,22 +97,60 @@ class Train(Settings):
     grad_clip: PositiveFloat | None  # L2 norm over all gradients; None is off
     # One cycle: the learning rate rises from 0 to `lr` in this share of all steps, then falls to 0, both linearly.
     peak_at: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
+    # None is SGD, which may be written as "sgd". AdamW is Loshchilov and Hutter's, ICLR 2019.
+    optimizer: Annotated[Literal["adamw"] | None, BeforeValidator(lambda given: None if given == "sgd" else given)] = (
+        added_later()
+    )
+    beta2: Annotated[float, Field(gt=0, lt=1)] | None = added_later()  # of AdamW; None is 0.999
+    eps: PositiveFloat | None = added_later()  # of AdamW; None is 1e-8
+    # None is steps at the milestones, or one cycle where `peak_at` is given. "cosine" falls to `final_lr` (None is 0)
+    # over what follows the warm-up, along half a cosine: Loshchilov and Hutter, ICLR 2017, without restarts.
+    schedule: Literal["cosine"] | None = added_later()
+    final_lr: NonNegativeFloat | None = added_later()
+    # Of the labels, in every method's cross entropy with them; None is 0. Losses on held-out images have none of it.
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
+    # Epochs in which the learning rate rises from 0 to what the schedule begins with, linearly; parts of one count.
+    warm_up: PositiveFloat | None = added_later()
 
     @model_validator(mode="after")
-    def _rising_milestones(self) -> Train:
+    def _one_schedule(self) -> Train:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones must rise strictly")
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise ValueError(f"milestone {self.milestones[-1]} is never reached in {self.epochs} epochs")
         if self.milestones and self.peak_at is not None:
             raise ValueError("milestones and peak_at are two schedules: choose one (milestones: [] is none)")
+        if self.schedule and (self.milestones or self.peak_at is not None):
+            raise ValueError("schedule cosine has no milestones and no peak_at: write milestones: []")
+        if self.final_lr is not None and not (self.schedule and self.final_lr < self.lr):
+            raise ValueError("final_lr is where schedule cosine ends, below lr")
+        if self.warm_up is not None and self.peak_at is not None:
+            raise ValueError("one cycle (peak_at) has a warm-up of its own: leave warm_up out")
+        if self.warm_up is not None and self.warm_up >= (self.milestones or (self.epochs,))[0]:
+            raise ValueError("warm_up must end before the first milestone, and before the last epoch")
+        return self
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> Train:
+        if self.optimizer and self.nesterov:
+            raise ValueError("nesterov is SGD's: with adamw write nesterov: false")
+        for name in ("beta2", "eps"):
+            if getattr(self, name) is not None and not self.optimizer:
+                raise ValueError(f"{name} is AdamW's: add optimizer: adamw or leave it out")
         return self
 
     def lr_at(self, epoch: int, within: float = 0.5) -> float:
         """Learning rate in an epoch counted from 1, at a moment `within` it (0 to 1), where that matters."""
+        passed = epoch - 1 + within
         if self.peak_at is not None:
-            done = (epoch - 1 + within) / self.epochs
+            done = passed / self.epochs
             return self.lr * min(done / self.peak_at, (1 - done) / (1 - self.peak_at))
+        warm_up = self.warm_up or 0.0
+        if passed < warm_up:
+            return self.lr * passed / warm_up
+        if self.schedule == "cosine":
+            end, done = self.final_lr or 0.0, (passed - warm_up) / (self.epochs - warm_up)
+            return end + (self.lr - end) * (1 + math.cos(math.pi * done)) / 2
         return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
 
 

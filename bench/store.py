@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def examined(self) -> Path:
+        """What the weights say beyond the result, where somebody asked: see bench.measure.examine."""
+        return self.path / "examined.json"
+
+    @property
     def error(self) -> Path:
         return self.path / "error.json"
 
@@ -155,7 +160,7 @@ def sync(path: Path) -> None:
 
 def sweep(folder: RunFolder) -> None:
     """Remove what a process killed while writing left half done; only for the one that has claimed the run."""
-    targets = (folder.config, folder.last, folder.weights, folder.result, folder.error)
+    targets = (folder.config, folder.last, folder.weights, folder.result, folder.error, folder.examined)
     begins = tuple(f".{target.name}." for target in targets)
     for name in os.listdir(folder.path):
         if name.startswith(begins) and name.endswith(".tmp"):
@@ -278,6 +283,16 @@ def read_result(folder: RunFolder, *, curve: bool = True) -> dict[str, Any] | No
         if not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e12:
             raise Damaged(f"result.json is damaged ({name} is no time)")
     return result
+
+
+def fingerprint(result: dict[str, Any]) -> dict[str, Any]:
+    """What two trainings of one run hardly ever share: the test loss to its last digit, the curve with its times."""
+    metrics = result.get("metrics")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    return {
+        **{name: metrics.get(name) for name in ("top1_last", "test_loss_last")},
+        "curve_crc32": result.get("curve_crc32"),
+    }
 
 
 def _head(text: bytes) -> dict[str, Any] | None:

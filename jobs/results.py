@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,15 @@ from zoo.errors import BadInput
 T = TypeVar("T")
 
 
-def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool = True, refresh: bool = False) -> int:
+def report(
+    outline: Outline,
+    out: Path,
+    only: Iterable[str] = (),
+    *,
+    plots: bool = True,
+    refresh: bool = False,
+    columns: Sequence[str] = (),
+) -> int:
     """Write the report; print the answer, the selected cells and where the rest is. Returns the exit status.
 
     It lies in `out` itself for the grid that `out` was last used for, where it takes the place of another grid's; that
@@ -36,12 +44,12 @@ def report(outline: Outline, out: Path, only: Iterable[str] = (), *, plots: bool
             if isinstance(other, BadInput):
                 raise other
             found = states.look(other, out, to_start=False)
-            _write(reports.make(other, found.statuses, out), out, folder, found, plots)
+            _write(reports.make(other, found.statuses, out, columns=columns), out, folder, found, plots)
             print(f"wrote the report of grid {other.grid}, protocol {other.protocol}: {folder / 'table.md'}")
         except BadInput as error:
             print(f"not made again: {error}", file=sys.stderr)
     found = states.look(outline, out, only, to_start=False)
-    made = reports.make(outline, found.statuses, out)
+    made = reports.make(outline, found.statuses, out, columns=columns)
 
     def answer() -> None:
         print()  # between what went before, failures last of all, and the answer

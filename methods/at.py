@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import WithKD, kd_beside
@@ -48,7 +48,7 @@ class AT(Method):
         p = self.params
         losses = [attention_loss(s, t) for s, t in stages(student, teacher)]
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "attention": p.attention_weight * torch.stack(losses).sum(),
             **kd_beside(p, student, teacher),
         }

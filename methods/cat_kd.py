@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -61,7 +61,7 @@ class CATKD(Method):
                 own, wanted = normalize(own, dim=2), normalize(wanted, dim=2)
             distance = (own - wanted).square().mean()
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "activations": p.beta * distance,
             **kd_beside(p, student, teacher),
         }

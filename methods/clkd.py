@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss, normalize
+from torch.nn.functional import mse_loss, normalize
 
 from methods.contract import Batch, Method, Progress, register
 from methods.settings import Settings
@@ -76,7 +76,7 @@ class CLKD(Method):
             dtype = torch.promote_types(student.logits.dtype, torch.float32)
             z_s, z_t = student.logits.to(dtype), teacher.logits.to(dtype)
             return {
-                "ce": p.ce_weight * cross_entropy(z_s, batch.labels),
+                "ce": p.ce_weight * batch.cross_entropy(z_s),
                 "instance": p.level_weight * normalised_mse(z_s, z_t),
                 "class": p.level_weight * p.beta * normalised_mse(z_s.T, z_t.T),
                 "correlation": p.correlation_weight * correlation_loss(z_s, z_t, p.correlation),

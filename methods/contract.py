@@ -32,6 +32,14 @@ class Batch:
 
     labels: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64, position of each sample in TrainSet.labels
+    label_smoothing: float = 0.0
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """The mean cross entropy of logits (B, C) with the labels, smoothed where the protocol says so: the label has
+        probability 1 - s + s / C, each other class s / C (Szegedy et al., CVPR 2016). Every method takes its term of
+        the labels from here.
+        """
+        return torch.nn.functional.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid, normalize
+from torch.nn.functional import logsigmoid, normalize
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -147,7 +147,7 @@ class CRD(Method):
                 update_(self.student_bank, v_s, batch.indices, p.bank_momentum)
                 update_(self.teacher_bank, v_t, batch.indices, p.bank_momentum)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "crd_student": p.crd_weight * student_loss,
             "crd_teacher": p.crd_weight * teacher_loss,
             **kd_beside(p, student, teacher),

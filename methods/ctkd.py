@@ -7,7 +7,6 @@ import math
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import soft_target_loss
@@ -65,6 +64,6 @@ class CTKD(Method):
         strength = (1 - torch.cos(math.pi * progress.warm_up(p.ramp_epochs))) / 2
         temperature = self.temperature(reversed_by(self.theta, strength))
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "kd": p.kd_weight * soft_target_loss(z_s, z_t.detach(), temperature),
         }

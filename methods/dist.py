@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import softmax
 
 from methods.contract import Batch, Method, Progress, register
 from methods.maps import precise
@@ -56,7 +56,7 @@ class DIST(Method):
         p = self.params
         inter, intra = relation_losses(student.logits, teacher.logits, p.temperature)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "inter": p.inter_weight * inter,
             "intra": p.intra_weight * intra,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, register
 from methods.settings import Settings, added_later
@@ -86,7 +86,7 @@ class DKD(Method):
         tckd, nckd = decoupled_losses(student_logits, teacher_logits, batch.labels, p.temperature)
         warm_up = progress.warm_up(p.warm_up_epochs)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "tckd": warm_up * p.alpha * tckd.mean(),
             "nckd": warm_up * p.beta * nckd.mean(),
         }

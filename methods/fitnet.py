@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -60,7 +60,7 @@ class FitNet(Method):
         p = self.params
         hint = self.regressor(student.features[p.hint_layer])
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "hint": p.hint_weight * mse_loss(hint, teacher.features[p.hint_layer]),
             **kd_beside(p, student, teacher),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, register
 from methods.settings import Settings, added_later
@@ -67,6 +67,6 @@ class KD(Method):
         if p.standardize:
             z_s, z_t = standardized(z_s), standardized(z_t)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "kd": p.kd_weight * soft_target_loss(z_s, z_t, p.temperature),
         }

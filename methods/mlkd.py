@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.settings import Settings, added_later
@@ -100,7 +100,7 @@ class MLKD(Method):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params
-        ce = cross_entropy(student.logits, batch.labels)
+        ce = batch.cross_entropy(student.logits)
         log_s, log_t = (log_probabilities(outputs.logits, self.temperatures) for outputs in (student, teacher))
         batches, classes = gram_distances(log_s.exp(), log_t.exp())
         if p.standardize:
@@ -114,7 +114,7 @@ class MLKD(Method):
             "class": p.class_weight * classes.sum(),
         }
         if p.strong_instance_weight is not None:
-            terms["ce"] = p.ce_weight * (ce + cross_entropy(student.strong.logits, batch.labels))
+            terms["ce"] = p.ce_weight * (ce + batch.cross_entropy(student.strong.logits))
             strong = self._instance(student.strong, teacher.strong)
             terms["strong"] = p.strong_instance_weight * torch.where(self.slipped, instance, strong).sum()
         return terms

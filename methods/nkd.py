@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
 from methods.contract import Batch, Method, Progress, register
 from methods.dkd import decouple
@@ -53,7 +53,7 @@ class NKD(Method):
         p = self.params
         target, others = normalised_losses(student.logits, teacher.logits, batch.labels, p.temperature)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "target": p.target_weight * target,
             "others": p.gamma * others,
         }

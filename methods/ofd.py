@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, threshold
+from torch.nn.functional import adaptive_avg_pool2d, threshold
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -102,7 +102,7 @@ class OFD(Method):
                 t = adaptive_avg_pool2d(t, s.shape[2:])
             feature = feature + partial_l2(connect(s), t, margin) * 2.0 ** (level - levels)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "feature": p.feature_weight * feature,
             **kd_beside(p, student, teacher),
         }

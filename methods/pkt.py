@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import WithKD, kd_beside
@@ -53,7 +52,7 @@ class PKT(Method):
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "neighbours": p.neighbour_weight * neighbour_loss(student.pooled, teacher.pooled),
             **kd_beside(p, student, teacher),
         }

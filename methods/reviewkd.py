@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, conv2d, cross_entropy, interpolate, mse_loss
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate, mse_loss
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -125,7 +125,7 @@ class ReviewKD(Method):
         targets = [*teacher.preact[-self.levels :], teacher.pooled[:, :, None, None]]
         losses = [hierarchical_context_loss(*maps) for maps in zip(self.fuse(student), targets, strict=True)]
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "review": p.review_weight * progress.warm_up(p.warm_up_epochs) * torch.stack(losses).sum(),
             **kd_beside(p, student, teacher),
         }

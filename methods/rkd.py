@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import smooth_l1_loss
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import WithKD, kd_beside
@@ -140,7 +140,7 @@ class RKD(Method):
         p = self.params
         distance, angle = relational_losses(student.pooled, teacher.pooled)
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "distance": p.distance_weight * distance,
             "angle": p.angle_weight * angle,
             **kd_beside(p, student, teacher),

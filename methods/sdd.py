@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, kl_div, log_softmax
+from torch.nn.functional import avg_pool2d, interpolate, kl_div, log_softmax
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.dkd import decoupled_losses
@@ -116,7 +116,7 @@ class SDD(Method):
         with torch.no_grad():
             teacher_logits = region_logits(teacher, p.scales)
         weights = region_weights(teacher_logits, labels, p.complementary_weight)
-        ce = p.ce_weight * cross_entropy(student.logits, labels)
+        ce = p.ce_weight * batch.cross_entropy(student.logits)
         if p.base == "kd":
             log_student, log_teacher = (
                 log_softmax(logits / p.temperature, dim=2) for logits in (student_logits, teacher_logits)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import soft_target_loss
@@ -85,7 +85,7 @@ class SKD(Method):
         divisor = self.divisor(student.logits.shape[1])
         dir_weight = p.kd_weight if p.dir_weight is None else p.dir_weight
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "kd": p.kd_weight * m1 * soft_target_loss(student.logits, teacher.logits, p.temperature),
             "dir": dir_weight * m2 * direction_loss(student.logits, teacher.logits, p.tikhonov, divisor),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from methods.contract import Batch, Method, Progress, register
 from methods.kd import WithKD, kd_beside
@@ -48,7 +48,7 @@ class SP(Method):
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "similarity": p.similarity_weight * similarity_loss(student.features[-1], teacher.features[-1]),
             **kd_beside(p, student, teacher),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from methods.contract import Batch, Method, Progress, register
 from zoo import Outputs
@@ -19,4 +18,4 @@ class Vanilla(Method):
     uses_teacher = False
 
     def terms(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(student.logits, batch.labels)}
+        return {"ce": batch.cross_entropy(student.logits)}

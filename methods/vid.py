@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import softplus
 
 from methods.contract import Batch, Method, Progress, TrainSet, register
 from methods.kd import WithKD, kd_beside
@@ -73,7 +73,7 @@ class VID(Method):
         both = stages(student, teacher)
         losses = [level.loss(s, t) for level, (s, t) in zip(self.levels, both, strict=True)]
         return {
-            "ce": p.ce_weight * cross_entropy(student.logits, batch.labels),
+            "ce": p.ce_weight * batch.cross_entropy(student.logits),
             "likelihood": p.vid_weight * torch.stack(losses).sum(),
             **kd_beside(p, student, teacher),
         }

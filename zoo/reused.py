@@ -39,9 +39,10 @@ class Reused(Net):
 
     def __init__(self, student: Net, projector: nn.Module, frozen: Frozen, height: int) -> None:
         super().__init__()
-        self.arch = student.arch
+        self.arch, self.side = student.arch, student.side
         self.student, self.projector, self.frozen = student, projector, frozen
         self.register_buffer("height", torch.tensor(height))
+        self.register_buffer("image_side", torch.tensor(student.side))
         self._height = height
 
     @classmethod
@@ -50,7 +51,7 @@ class Reused(Net):
         classes, teacher_channels = state["frozen.weight"].shape
         hidden, student_channels = state["projector.0.weight"].shape[:2]
         made = cls(
-            registry.build(arch, classes),
+            registry.build(arch, classes, int(state["image_side"])),
             projector(student_channels, teacher_channels, hidden),
             Frozen(nn.Linear(teacher_channels, classes)),
             int(state["height"]),

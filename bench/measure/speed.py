@@ -117,7 +117,8 @@ class Plain:
                 teacher = self._outputs(self.teacher, images, strong_images)
             student = self._outputs(self.student, images, strong_images)
             progress = methods.Progress(torch.ones((), device=self.device))
-            loss = sum(self.method.terms(student, teacher, methods.Batch(labels, indices), progress).values())
+            batch = methods.Batch(labels, indices, self.run.train.label_smoothing or 0.0)
+            loss = sum(self.method.terms(student, teacher, batch, progress).values())
         self.optimizer.zero_grad()
         loss.backward()
         if self.run.train.grad_clip is not None:
@@ -288,6 +289,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     device, recipe = parse_device(args.device), protocol.load(args.protocol)
     check_precision(args.precision, device)
+    if recipe.train.optimizer:
+        raise BadInput(
+            f'protocol "{recipe.name}" trains with {recipe.train.optimizer}: the plain loop here has SGD alone'
+        )
     runs = [_run(recipe, pair, name, args.precision) for pair in args.pairs for name in args.methods]
     set_precision(args.precision)
     datasets.prepare(recipe.data, args.data)

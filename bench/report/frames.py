@@ -66,6 +66,15 @@ class RunRow:
     train_s: float | None = None
     alone_s: float | None = None  # of a CPU core or a whole GPU, had it shared nothing; older results do not say
     together: float | None = None  # how many runs shared the images and the teacher's pass
+    # From the weights, where bench.examine looked at them: percent, nats, counts.
+    train_top1: float | None = None
+    agreement: float | None = None  # of the student's and the teacher's first class, on the test images
+    kl: float | None = None  # of the teacher's to the student's probabilities
+    ece: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    teacher_parameters: int | None = None
+    teacher_macs: int | None = None
     device: str = ""
     python: str = ""
     torch: str = ""
@@ -76,6 +85,10 @@ class RunRow:
     method_source: str = ""  # a digest, see bench.sources; older results do not say
     source: str = ""  # how that is beside today's, in words; "" for the same
     larger_by: float | None = None  # percent of parameters that what predicts has more than the student alone
+
+
+MEASURES = ("train_top1", "agreement", "kl", "ece")
+SIZES = ("parameters", "macs", "teacher_parameters", "teacher_macs")
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,7 @@ def collect(spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = N
     """
     wanted = dict.fromkeys(run_id for cell in spec.cells for run_id in cell.run_ids)
     absent = {run_id: RunStatus(run_id, "missing", "") for run_id in wanted if run_id not in runs}
-    rows = {run_id: read(status, run_id in wanted) for run_id, status in {**runs, **absent}.items()}
+    rows = {run_id: read(status, run_id in wanted, out) for run_id, status in {**runs, **absent}.items()}
     wanted_cells = [_grouped(cell, spec.grid) for cell in spec.cells]
     cells = tuple(summarise(cell, [rows[i] for i in dict.fromkeys(cell.run_ids)]) for cell in wanted_cells)
     pairs = tuple(dict.fromkeys([*spec.pairs, *(cell.column for cell in cells)]))
@@ -199,8 +212,11 @@ def curves(runs: Mapping[str, RunStatus], out: Path | None = None) -> Callable[[
     return curve
 
 
-def read(status: RunStatus, in_table: bool) -> RunRow:
-    """Flatten one run. A done run without a usable last-epoch accuracy is damaged, and has failed."""
+def read(status: RunStatus, in_table: bool, out: Path | None = None) -> RunRow:
+    """Flatten one run. A done run without a usable last-epoch accuracy is damaged, and has failed.
+
+    `out` is the results folder, where its weights may have been examined.
+    """
     state, reason = status.state, clean(status.reason)
     if state not in STATES:
         state, reason = "missing", f"unknown state {clean(status.state)}"
@@ -243,6 +259,7 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
     }
     row |= {name: _text(provenance.get(name)) for name in ("device", "git_commit", "method_sha256", "method_source")}
     row |= {name: _text(versions.get(name)) for name in ("python", "torch", "torchvision")}
+    row |= _examined(status, out)
     if stated_seed is not None:
         row["seed"] = stated_seed
     return RunRow(**row, state=state, reason=reason)
@@ -251,6 +268,19 @@ def read(status: RunStatus, in_table: bool) -> RunRow:
 def _larger_by(deployed: dict[str, Any]) -> float | None:
     whole_size, student = number(deployed.get("parameters")), number(deployed.get("student_parameters"))
     return 100 * (whole_size / student - 1) if whole_size and student else None
+
+
+def _examined(status: RunStatus, out: Path | None) -> dict[str, float | int | None]:
+    """What examined.json says, where it is of this very result: weights of another training tell nothing of it."""
+    path = store.run_folder(out, status.run_id).examined if out else None
+    try:
+        found = _dict(store.read_json(path)) if path and path.exists() else {}
+    except (store.Damaged, ValueError):
+        found = {}
+    if found.get("result") != store.fingerprint(_dict(status.result)):
+        return {}
+    metrics, sizes = _dict(found.get("metrics")), _dict(found.get("sizes"))
+    return {name: number(metrics.get(name)) for name in MEASURES} | {name: whole(sizes.get(name)) for name in SIZES}
 
 
 def summarise(cell: Cell, runs: list[RunRow]) -> CellSummary:
@@ -279,7 +309,7 @@ def runs_frame(results: Results) -> pd.DataFrame:
     """One row per run, the columns of RunRow."""
     names = [entry.name for entry in fields(RunRow)]
     frame = pd.DataFrame([[getattr(run, name) for name in names] for run in results.runs], columns=names)
-    return frame.astype(dict.fromkeys(("seed", "best_epoch", "validation", "epochs"), "Int64"))
+    return frame.astype(dict.fromkeys(("seed", "best_epoch", "validation", "epochs", *SIZES), "Int64"))
 
 
 def cells_frame(results: Results) -> pd.DataFrame:
@@ -304,12 +334,22 @@ def cells_frame(results: Results) -> pd.DataFrame:
                 "mean_best": summary.best.mean,
                 "std_best": summary.best.std,
                 **{f"n_{state}": states.count(state) for state in UNFINISHED},
+                **_beyond(summary),
                 "mixed": summary.mixed,
                 "reasons": "; ".join(dict.fromkeys(run.reason for run in summary.runs if run.reason)),
                 "run_ids": " ".join(run.run_id for run in summary.runs),
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.astype(dict.fromkeys(SIZES, "Int64")) if rows else frame
+
+
+def _beyond(summary: CellSummary) -> dict[str, float | int | None]:
+    """Means over the examined runs of a cell, their number, and the sizes, which all its runs share."""
+    runs = done(summary.runs)
+    scores = {name: score([getattr(run, name) for run in runs], len(summary.runs)) for name in MEASURES}
+    values = {f"{part}_{name}": getattr(scores[name], part) for name in MEASURES for part in ("n", "mean", "std")}
+    return values | {name: next((x for run in runs if (x := getattr(run, name)) is not None), None) for name in SIZES}
 
 
 def _lines(cells: Sequence[CellSummary]) -> tuple[tuple[CellSummary, ...], ...]:

@@ -173,15 +173,17 @@ def _unfinished(results: Results) -> str:
     if not counts:
         return ""
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    are = "is" if counts.total() == 1 else "are"
     warning = ": all this may change" if counts.total() < len(wanted) else ""
-    return f"{counts.total()} of {len(wanted)} wanted runs are not finished ({states}){warning}."
+    return f"{counts.total()} of {len(wanted)} wanted runs {are} not finished ({states}){warning}."
 
 
 def _claims(protocol: str, verdicts: Sequence[Verdict]) -> str:
     own = [verdict.verdict for verdict in verdicts if verdict.protocol == protocol]
     if not own:
-        others = f"; {_count(len(verdicts), 'claim')} of others stand below for orientation" if verdicts else ""
-        return f"No published claim under protocol {clean(protocol)} is about these runs{others}." if verdicts else ""
+        others = _count(len(verdicts), "claim of others is", "claims of others are")
+        where = f"No published claim under protocol {clean(protocol)} is about these runs"
+        return f"{where}; {others} checked for orientation." if verdicts else ""
     whose = "of the target table" if protocol == TARGET_PROTOCOL else f"published under protocol {clean(protocol)}"
     counts = Counter(own)
     hold = f"{counts['confirmed']} {'holds' if counts['confirmed'] == 1 else 'hold'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from bench.cells import Cell, RunStatus, TableSpec
 from bench.commandline import note
 from bench.report import claims as claimcheck
-from bench.report import latex, markup, published_tables, tables
+from bench.report import examined, latex, markup, published_tables, tables
 from bench.report.captions import CAPTIONS
 from bench.report.comparison import Comparison, compare, shown_only
 from bench.report.curves import Curves
@@ -42,10 +42,15 @@ class Report:
     shown: tuple[tuple[Reference, Mapping[int, Published]], ...]  # published under other protocols
     headline: Headline
     now: datetime  # UTC, the date printed
+    columns: tuple[str, ...] = ()  # asked for beside accuracy: names of examined.COLUMNS
 
 
 def make(
-    spec: TableSpec, runs: Mapping[str, RunStatus], out: Path | None = None, now: datetime | None = None
+    spec: TableSpec,
+    runs: Mapping[str, RunStatus],
+    out: Path | None = None,
+    now: datetime | None = None,
+    columns: Sequence[str] = (),
 ) -> Report:
     """Work the report out. `out` is the folder of `runs`, looked at for runs of other grids; `now` is for tests."""
     results = collect(spec, runs, out)
@@ -59,6 +64,7 @@ def make(
         tuple(shown_only(results)),
         headline(results, ranking, verdicts),
         now or datetime.now(timezone.utc),
+        tuple(columns),
     )
 
 
@@ -77,6 +83,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         found.append(Section("Best epoch", (best,), fold="The table of best epochs, selected on test data"))
     found.append(_published(report))
     made_of = (Item("", line) for line in tables.footer(results, report.now))
+    found += examined.wanted(results, report.columns)
     return (*found, Section("What this table is made of", items=tuple(made_of)))
 
 

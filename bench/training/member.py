@@ -27,7 +27,7 @@ from bench.run import Run, seed_for
 from bench.training.data import Dataset
 from bench.training.devices import autocast, memory_format
 from bench.training.evaluate import due, evaluate
-from bench.training.optim import SGD
+from bench.training.optim import optimizer
 
 WATCHED = "state_"  # before the name, in a curve, of what a method lets us watch
 Result = tuple[Tensor, Tensor | None]  # of a step: detached loss terms (terms,), and their gradient norms if measured
@@ -83,14 +83,7 @@ class Member:
         # Tensors, so that a captured step sees their new values.
         self.epoch = torch.zeros((), device=device)
         self.lr, self.lr_now = torch.full((), settings.lr, device=device), settings.lr
-        self.optimizer = SGD(
-            self.trained,
-            lr=self.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=True,
-        )
+        self.optimizer = optimizer(settings, self.trained, self.lr)
         self.term_names: list[str] = []
         self.state = State(sources=[source] if (source := source_of(run.method)) else [])
         self.threads = torch.get_num_threads()  # sums over threads: another number of them, other last bits
@@ -141,7 +134,8 @@ class Member:
             elif teacher is not None and strong is None:
                 teacher = dataclasses.replace(teacher, strong=None)
             student = outputs_of(self.student, inputs, strong)
-            batch, progress = methods.Batch(labels, indices), methods.Progress(self.epoch)
+            batch = methods.Batch(labels, indices, self.run.train.label_smoothing or 0.0)
+            progress = methods.Progress(self.epoch)
             terms = self.method.terms(student, teacher, batch, progress)
         self.term_names = list(terms)
         values = torch.stack(list(terms.values()))
@@ -252,14 +246,17 @@ class Member:
                 setattr(self.state, name, getattr(self.state, name).to(self.epoch.device))
 
     def load_optimizer(self, saved: dict[str, Any]) -> None:
-        """Take over momentum, in the layout of its weight; the learning rate stays the tensor that a step reads.
+        """Take over momenta, in the layout of their weights; the learning rate stays the tensor that a step reads.
 
         A checkpoint keeps the strides of where it was written. The fused kernel walks weight, gradient and momentum
         alike in memory: on a CPU it does not even notice that one of them lies otherwise.
         """
+        own = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(saved)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)  # those of this device, with this tensor for the learning rate
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:

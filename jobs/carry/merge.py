@@ -183,7 +183,10 @@ def _merge(theirs: store.RunFolder, out: Path, serves: bool) -> tuple[str, str]:
         return LIVE, f"running here{where}: skipped, unpack again when it has stopped"
     try:
         store.sweep(ours)
-        return _merge_claimed(theirs, ours, out, serves)
+        kind, note = _merge_claimed(theirs, ours, out, serves)
+        if kind != APART and theirs.examined.exists() and ours.result.exists() and not ours.examined.exists():
+            _place(theirs.examined, ours.examined)  # it says itself which result it is of
+        return kind, note
     finally:
         claim.release()
 

@@ -143,9 +143,11 @@ def keep(out: Path, folder: Path) -> int:
         if there.exists() and there.read_bytes() != content:
             raise BadInput(f'"{there}" is another result of this run: keep one of the two, nothing was copied')
     for run_id, content in contents.items():
-        run = store.run_folder(folder, run_id)
+        run, source = store.run_folder(folder, run_id), store.run_folder(out, run_id)
         run.path.mkdir(parents=True, exist_ok=True)
         _write(run.result, content)
+        if source.examined.exists():
+            _write(run.examined, source.examined.read_bytes())
     if done:
         others = [place for place, other in states.other_grids(out) if not isinstance(other, BadInput)]
         for place in [*others, out]:  # the last one stands on top, as in `out`
@@ -192,7 +194,7 @@ def _in_order(out: Path, found: dict[str, RunStatus], weights: str, by_value: bo
     small, checkpoints = [], []
     for run_id, folder in folders.items():
         names = [folder.config, folder.result] if run_id in done else [folder.config, folder.error]
-        small += [_File(folder, path) for path in (*names, folder.log)]
+        small += [_File(folder, path) for path in (*names, folder.examined, folder.log)]
         # A teacher that has lost its weights is made again, from the checkpoint where there is one.
         if run_id not in done or (run_id in waiting and store.weights_fault(folder)):
             checkpoints.append(_File(folder, folder.last))

@@ -17,7 +17,7 @@ import pytest
 import methods
 import zoo
 from bench import protocol as protocols
-from bench.run import Teacher
+from bench.run import Teacher, Train
 from zoo.errors import BadInput
 
 SIX = (
@@ -476,7 +476,7 @@ def test_published_constants(name, method):
         assert params_of(name, method, pair) == expected(values(own), method), pair
     run = run_of(name, method, SIX[0])
     train = values(ALL_TRAIN[name] | TRAIN[name].get(method, {}))
-    assert {key: getattr(run.train, key) for key in type(run.train).model_fields} == train
+    assert run.train == Train(**train)
     data = values(DATA[name].get(method, DATA[name][""]))
     found = run.data.model_dump()
     assert {key: found.pop(key) for key in data} == data and not any(found.values())
@@ -509,10 +509,10 @@ def test_protocols_of_ours_change_this_and_nothing_else(name):
         run = run_of(name, method, SIX[0])
         train = values(STANDARD_TRAIN | TRAIN["standard"].get(method, {})) | ours["train"]
         train |= ours["method_train"].get(method, {})
-        assert {key: getattr(run.train, key) for key in type(run.train).model_fields} == train, method
+        assert run.train == Train(**train), method
         data = values(DATA["standard"].get(method, WEAK)) | ours["data"]
         found = run.data.model_dump()
         assert {key: found.pop(key) for key in data} == data and not any(found.values()), method
     teacher = run_of(name, "vanilla", SIX[0], as_teacher=True)
     train = values(STANDARD_TRAIN) | ours["train"] | ours.get("teachers", {})
-    assert {key: getattr(teacher.train, key) for key in type(teacher.train).model_fields} == train
+    assert teacher.train == Train(**train)

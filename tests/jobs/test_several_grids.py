@@ -90,7 +90,8 @@ def test_a_grid_that_is_named_is_reported_beside_the_last_one(out: Path, capsys:
     assert reproduce.main(["--report", "--no-plots", "--grid", "quick", "--out", str(out)]) == 1
     assert title(out) == "grid second, protocol quick"
     assert "grid quick" in (out / "reports" / "quick" / "table.md").read_text()
-    assert f"wrote {out / 'reports' / 'quick' / 'table.md'}" in capsys.readouterr().out
+    said, place = capsys.readouterr().out, out / "reports" / "quick"
+    assert f" in {place}, " in said and said.endswith(f"the whole report: {place / 'report.html'}\n")
     assert len(states.other_grids(out)) == 2
 
 

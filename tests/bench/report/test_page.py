@@ -142,7 +142,7 @@ def test_the_table_says_what_the_markdown_says():
             compared += 1
     assert compared == 9
     assert read.rows["SKD"][0] == "71.50 ± 0.10" and read.rows["RKD"][0].startswith("70.20 ± 0.28 (2/3)")
-    assert text_of(make(grid)[0], "strong")[:1] == ["71.50 ± 0.10"]
+    assert text_of(make(grid)[0], "strong")[:2] == ["SKD leads on both pairs.", "71.50 ± 0.10"]
 
 
 def text_of(text: str, name: str) -> list[str]:
@@ -159,9 +159,29 @@ def test_sections_claims_and_footer_are_there():
     headings = text_of(text, "h2")
     assert headings[0] == "Results" and headings[-1] == "Cells and runs"
     assert [section.heading for section in report.sections(made)][1:] == headings[1:-1]
+    assert [(made.headline.title,), (made.headline.lead,)] == [(text_of(text, name)[0],) for name in ("h1", "strong")]
+    assert all(sentence in text for sentence in made.headline.rest)
     for verdict in made.verdicts:
         assert verdict.verdict in text_of(text, "b")
     assert "Written 2026-01-02 03:04 UTC." in text
+
+
+def test_the_picture_that_answers_follows_the_table_and_what_few_need_is_folded_away(tmp_path: Path):
+    grid = hand_made()
+    grid.write(tmp_path, plots=True)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text_of(text, "h2")[:2] == ["Results", "Gain over the Student row"]
+    before, after = text.split('<figure id="plot-gain">')
+    assert 'id="last"' in before and "<figure" not in before and "<details" not in before and "Grey cells" in after
+    folded = {words for words in text_of(text, "summary") if words not in ("the numbers behind it", "Configuration")}
+    assert folded >= {
+        "Made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided",
+        "The table of best epochs, selected on test data",
+        "10 numbers under this protocol, beside these runs; 15 under other protocols, for orientation",
+    }
+    assert text.count('<details class="runs">') == len(report.make(grid.spec, grid.runs).results.lines)
+    assert "open" not in {name for element, found in check(text).elements if element == "details" for name in found}
+    assert text_of((tmp_path / "table.md").read_text(encoding="utf-8"), "summary")[0] in folded
 
 
 def test_runs_of_a_cell_with_curve_settings_and_files(tmp_path: Path):

@@ -238,7 +238,7 @@ def test_what_the_marks_of_a_comparison_stand_on():
     assert [entry.body for entry in skd.entries] == ["71.34", "—", "—", "", "", ""]
     notes = [note.body for note in table.notes]
     assert any("1 of 1 cell with a deviation" in note for note in notes)
-    assert "One finished run has no deviation, so 1 difference could not be marked ◊." in notes
+    assert "One finished run has no deviation, so 1 difference could not be judged." in notes
     assert "Over 2 cells: mean difference +0.78, mean absolute difference 0.98." in notes
     # Best minus last is .2 on A and .25 on B.
     assert any("beside the best epoch the differences would be +0.23" in note.lower() for note in notes)

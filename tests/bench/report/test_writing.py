@@ -93,7 +93,7 @@ Top-1 accuracy (%) at the last epoch, mean ± std over seeds (grid hand, protoco
 - § not one measurement, its runs mix PyTorch versions (2.8.0, 2.9.0); precisions (bf16, fp32): \
 KD on wrn_40_2 → wrn_16_2.
 - Sample standard deviation (ddof 1) over seeds; a single run has none. (2/3): 2 of 3 wanted runs have finished. \
-Only finished runs enter a mean. —: not started. Blank: not in this grid.
+Only finished runs enter a mean. —: not started.
 - {BOLD_RULE}
 - † {UNSEPARATED_RULE} (4 degrees of freedom).
 """
@@ -131,19 +131,20 @@ def test_over_all_pairs():
 
 
 def test_claims_stand_in_every_text(written: Path):
-    verdicts = hand_made().report().verdicts
+    made = hand_made().report()
+    verdicts = made.verdicts
     text, frame = (written / "table.md").read_text(encoding="utf-8"), pd.read_csv(written / "claims.csv")
     assert len(verdicts) == len(frame) > 1
     for verdict in verdicts:
         assert f"- **{verdict.verdict}**: {verdict.text}" in text
     # Two are made under the table's protocol; what another training gives cannot settle the third.
-    count = (
-        "Claims made under protocol streamlined: 0 confirmed, 0 refuted, 2 undecided. "
-        "Claims made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided."
-    )
-    assert f"## Claims\n\n- {count}\n" in text
-    said = report.terminal(hand_made().report())
-    assert count in said and said.count("[made under streamlined-revised]") == 1
+    own, others = text.split("## Claims\n\n")[1].split("## Best epoch")[0].split("## Claims of other protocols\n\n")
+    assert own.startswith("- Claims made under protocol streamlined: 0 confirmed, 0 refuted, 2 undecided.\n")
+    count = "Made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided"
+    assert others.startswith(f"<details><summary>{count}</summary>\n")
+    assert (own.count("Under protocol streamlined, where"), others.count("Under protocol streamlined, where")) == (0, 1)
+    said = "Of 2 claims of the target table, 0 hold, 0 are refuted and 2 undecided."
+    assert said in report.terminal(made) and said in text.split("## ")[0]
     assert list(frame.protocol) == ["streamlined", "streamlined", "streamlined-revised"]
 
 
@@ -253,7 +254,8 @@ def test_a_grid_without_a_finished_run(state: str, tmp_path: Path):
     assert {path.name for path in files if path.parent == tmp_path} == FILES
     text = (tmp_path / "table.md").read_text(encoding="utf-8").split("## Claims")[0]
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert not any("±" in row or "**" in row for row in rows) and "nothing is bold" in text
+    assert not any("±" in row or "**" in row for row in rows) and "**No run has finished yet.**" in text
+    assert "Bold:" not in text and "43 of 43 wanted runs are not finished" in text
     assert "## Over all pairs" not in text
     assert pd.read_csv(tmp_path / "table.csv").mean_last.isna().all()
 
@@ -269,7 +271,8 @@ def test_an_empty_grid(tmp_path: Path):
     spec = TableSpec("none", "sprint", 1, (), ())
     made = report.make(spec, {}, now=NOW)
     assert {path.name for path in report.write(tmp_path, made, {}) if path.parent == tmp_path} == FILES
-    assert "Runs: none; 0 wanted." in report.terminal(made)
+    assert "Runs: none; 0 wanted." in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "No run has finished yet." in report.terminal(made)
 
 
 def test_a_protocol_without_published_numbers_says_so_and_subtracts_nothing(tmp_path: Path):
@@ -347,8 +350,10 @@ def test_terminal_keeps_to_the_width_and_loses_no_column(width: int):
     text = report.terminal(hand_made().report(), width)
     wide = [line for line in text.splitlines() if len(line) > width]
     assert all(" " not in line.strip() for line in wide)  # a run id that is longer than a line
-    assert all(text.count(name) >= 1 for name in ("→ resnet20", "→ wrn_16_2", "gap closed", "26 done"))
-    rows = [line for line in text.split("Over all pairs")[0].splitlines() if line.startswith("MLKD ")]
+    assert all(text.count(name) >= 1 for name in ("→ resnet20", "→ wrn_16_2"))
+    said = " ".join(text.split())
+    assert "SKD leads on both pairs." in said and "17 of 43 wanted runs are not finished (5 failed, 3 blocked" in said
+    rows = [line for line in text.splitlines() if line.startswith("MLKD ")]
     assert " ".join(rows).count("71.30 ± 0.20†") == 1 and " ".join(rows).count("75.20 ± 0.20§") == 1
 
 
@@ -361,7 +366,7 @@ def test_terminal_is_plain_text_with_the_same_numbers():
         "⊘ blocked²",
         "→ wrn_16_2",
         "A|B_c & 50% τ",
-        "26 done",
+        "17 of 43 wanted runs are not finished (5 failed, 3 blocked, 1 running, 1 interrupted, 7 missing)",
     ):
         assert part in text
     assert "\\" not in text and "**" not in text

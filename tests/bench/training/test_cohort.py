@@ -212,17 +212,26 @@ def test_momentum_of_another_layout_goes_on_as_if_it_had_never_moved(tmp_path, m
     assert all(torch.equal(value, elsewhere.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_momentum_lies_as_its_weight_does(tmp_path):
+@pytest.mark.parametrize(
+    ("train", "names"), [("", ("momentum_buffer",)), (", optimizer: adamw", ("exp_avg", "exp_avg_sq"))]
+)
+def test_momentum_lies_as_its_weight_does(tmp_path, train, names):
     """The fused kernels walk both alike; CUDA's refuses others, the CPU's trains on the wrong elements."""
-    made = member.Member(tiny.run(tmp_path, "vanilla"), tiny.dataset(), None)
+    text = tiny.PROTOCOL.replace("milestones: [1]", f"milestones: [1]{train}")
+    made = member.Member(tiny.run(tmp_path, "vanilla", text=text), tiny.dataset(), None)
+    count = {"step": torch.tensor(3.0)} if train else {}
     state = {
-        number: {"momentum_buffer": torch.randn(p.shape)} for number, p in enumerate(made.trained)
+        number: {**count, **{name: torch.rand(p.shape) for name in names}} for number, p in enumerate(made.trained)
     }  # contiguous, as a GPU in fp32 would write it
-    made.load_optimizer({**made.optimizer.state_dict(), "state": copy.deepcopy(state)})
+    saved = made.optimizer.state_dict()
+    elsewhere = [{**group, "capturable": True, "lr": torch.tensor(9.0)} for group in saved["param_groups"]]
+    made.load_optimizer({"param_groups": elsewhere, "state": copy.deepcopy(state)})
     for number, p in enumerate(made.trained):
-        momentum = made.optimizer.state[p]["momentum_buffer"]
-        assert momentum.stride() == p.stride() and torch.equal(momentum, state[number]["momentum_buffer"])
-    assert made.optimizer.param_groups[0]["lr"] is made.lr
+        for name in names:
+            momentum = made.optimizer.state[p][name]
+            assert momentum.stride() == p.stride() and torch.equal(momentum, state[number][name])
+    group = made.optimizer.param_groups[0]
+    assert group["lr"] is made.lr and not (train and group["capturable"])  # of this device
 
 
 def test_images_are_normalised_once_a_step(tmp_path, teacher, monkeypatch):

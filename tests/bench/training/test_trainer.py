@@ -43,9 +43,15 @@ def run_to_end(run, checkpoint, dataset, stop_after=None):
             assert checkpoint.exists()
 
 
-@pytest.mark.parametrize("method", ["vanilla", "kd", "fitnet", "skd"])
-def test_stopped_at_any_step_equals_uninterrupted(tmp_path, method):
-    run, dataset = tiny.run(tmp_path, method), tiny.dataset()
+ADAMW = "epochs: 2, milestones: [], optimizer: adamw, schedule: cosine, warm_up: 0.5"
+
+
+@pytest.mark.parametrize(
+    ("method", "train"), [("vanilla", None), ("kd", None), ("fitnet", None), ("skd", None), ("fitnet", ADAMW)]
+)
+def test_stopped_at_any_step_equals_uninterrupted(tmp_path, method, train):
+    text = tiny.PROTOCOL.replace("epochs: 2, milestones: [1]", train) if train else tiny.PROTOCOL
+    run, dataset = tiny.run(tmp_path, method, text=text), tiny.dataset()
     whole, whole_state = run_to_end(run, tmp_path / "a.pt", dataset)
     for stop_after in (1, 2):  # three steps an epoch: stops fall on all of them
         net, state = run_to_end(run, tmp_path / f"b{stop_after}.pt", dataset, stop_after)

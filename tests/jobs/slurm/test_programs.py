@@ -219,7 +219,7 @@ def test_ids_are_a_clusters_own(tmp_path, stubs):
     """Job 12 of one cluster is not job 12 of another; each is asked, and told, about its own."""
     rows = "case $1 in --clusters=a) echo '12|kd-{0}|RUNNING|None';; --clusters=b) echo '12|kd-{1}|PENDING|Held';; esac"
     tokens = "0" * 12, "1" * 12, "2" * 12
-    stubs("squeue", rows.format(*tokens) + "; exit 0")
+    stubs("squeue", rows.format(*tokens) + "; echo '13|somebody-elses|RUNNING|None'; echo a warning")
     found = [
         records.Record(tokens[0], "0", (("r",),), ("12",), "a"),
         records.Record(tokens[1], "0", (("s",),), None, "a,b"),  # its driver died before it knew where
