@@ -200,7 +200,7 @@ def select(outline: Outline, only: Iterable[str]) -> set[str]:
 
 
 def select_cells(outline: Outline, only: Iterable[str]) -> set[Cell]:
-    """The cells of which a run matches. A run can be of several cells: a Student row's of every pair of that student."""
+    """The cells of which a run matches; a run can be of several, as a Student row's is of every pair of its student."""
     return {cell for cell, _ in _matches(outline, only)}
 
 
