@@ -224,8 +224,8 @@ def _check_row(entry: str | RowEntry, grid: GridFile, recipe: protocols.Protocol
         return
     if elsewhere := [name for name in protocols.names() if entry in protocols.load(name).rows]:
         raise BadInput(
-            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: choose one that has it '
-            f"({', '.join(elsewhere)}), or leave the row out"
+            f'grid "{grid.name}" names the row "{entry}", which protocol "{recipe.name}" has not: choose a protocol '
+            f"that has it ({', '.join(elsewhere)}), or leave the row out"
         )
 
 
