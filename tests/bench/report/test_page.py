@@ -177,7 +177,7 @@ def test_the_picture_that_answers_follows_the_table_and_what_few_need_is_folded_
     assert folded >= {
         "Made under other protocols, for orientation only: 0 confirmed, 0 refuted, 1 undecided",
         "The table of best epochs, selected on test data",
-        "10 numbers under this protocol, beside these runs; 15 under other protocols, for orientation",
+        "15 numbers under this protocol, beside these runs; 27 under other protocols, for orientation",
     }
     assert text.count('<details class="runs">') == len(report.make(grid.spec, grid.runs).results.lines)
     assert "open" not in {name for element, found in check(text).elements if element == "details" for name in found}

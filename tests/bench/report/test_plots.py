@@ -389,6 +389,8 @@ def test_every_row_of_the_longer_table_looks_like_no_other():
     own = [look for (role, *_), look in found.items() if role == "method"]
     assert len(own) == 23 and len(set(own)) == 23
     assert len({(look.colour, look.marker) for look in own}) == 23
+    more = looks([*((f"new {i}", "feature", f"new{i}") for i in range(10)), *rows])
+    assert len(set(more.values())) == len(more)
     for row in rows[::4]:
         key = "method", row[2], row[0]
         assert looks([row])[key] == found[key]
