@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench import paths, trees
+from bench import machine, paths, trees
 from bench.datasets import CHANNELS, facts, tree_of
 from bench.run import Data
 from zoo.errors import BadInput
@@ -138,7 +138,7 @@ def _decode(tree: trees.Tree, part: str, side: int, stage: Path) -> list[str]:
             return f'"{path}" is not a whole image ({reason})'
         return None
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         faults = [fault for fault in pool.map(one, range(len(files)), chunksize=1) if fault]
     array.flush()
     return faults

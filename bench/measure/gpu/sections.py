@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import platform
 import subprocess
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 import zoo
+from bench.machine import cores
 from bench.measure import acceptance, calibration, ceilings, speed, step_cost
 from bench.measure.gpu import at_once
 from bench.measure.gpu.facts import one_line
@@ -94,7 +94,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     commit, dirty = code_version()
     found = {
         "name": device_name(device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit,
