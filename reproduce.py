@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import paths
-from bench.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
+from bench.surroundings import paths
+from bench.surroundings.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
 from jobs import claims
 from zoo.errors import BadInput
 

@@ -41,4 +41,4 @@ class RunStatus:
     state: str  # one of STATES
     reason: str  # one line a person can act on; "" for done
     result: dict[str, Any] | None = None
-    source: str = ""  # of its method beside today's, as bench.sources says it; "" for the same
+    source: str = ""  # of its method beside today's, as bench.surroundings.sources says it; "" for the same

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import paths, trees
+from bench import trees
 from bench.run import Data, Source
+from bench.surroundings import paths
 from zoo.errors import BadInput
 
 CHANNELS = 3

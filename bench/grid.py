@@ -17,12 +17,13 @@ from torch import nn
 
 import methods
 import zoo
-from bench import paths, store, yamlio
 from bench import protocol as protocols
+from bench import store
 from bench.cells import Cell
 from bench.cost import cost_flop
 from bench.datasets import facts, identified, train_size
 from bench.run import Precision, Run, Teacher, canonical_json
+from bench.surroundings import paths, yamlio
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair

@@ -11,9 +11,9 @@ from pydantic import PositiveInt
 
 import methods
 import zoo
-from bench import yamlio
 from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
+from bench.surroundings import yamlio
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair

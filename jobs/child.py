@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import machine, store
+from bench import store
+from bench.surroundings import machine
 from jobs import claims
 from jobs.outcomes import DIED, FAILED, LAST_WORDS, NO_DEVICE, Answer
 from jobs.status import duration

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from bench import grid
-from bench.commandline import INCOMPLETE, STOPPED_EARLY, explain, note, refuse
 from bench.datasets import root
+from bench.surroundings.commandline import INCOMPLETE, STOPPED_EARLY, explain, note, refuse
 from bench.training import data
 from bench.training.devices import check_precision, parse_device
 from jobs import claims, local, results

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from bench import cohorts, machine, store
+from bench import cohorts, store
+from bench.surroundings import machine
 from jobs import child, claims, outcomes
 from jobs.attempts import Attempts
 from jobs.child import Child, Post

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.experiment import Site
-from bench.provenance import device_name
 from bench.run import Run
+from bench.surroundings.provenance import device_name
 
 
 @dataclass

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import store
-from bench.commandline import DONE
 from bench.report import compare as comparison
 from bench.report import frames
 from bench.report import writing as reports
+from bench.surroundings.commandline import DONE
 from jobs import states
 from jobs.states import Outline
 from zoo.errors import BadInput

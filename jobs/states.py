@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import sources, store
+from bench import store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
-from bench.commandline import DONE, INCOMPLETE
+from bench.surroundings import sources
+from bench.surroundings.commandline import DONE, INCOMPLETE
 from jobs import claims
 from zoo.errors import BadInput, choose
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import sources, store
+from bench import store
 from bench.cells import RunStatus
+from bench.surroundings import sources
 from jobs import claims, states
 from jobs.slurm import records
 from jobs.states import Outline, States

@@ -26,8 +26,8 @@ from typing import Any, TextIO
 import torch
 
 from bench import experiment, store
-from bench.commandline import lasting_output
 from bench.run import Run
+from bench.surroundings.commandline import lasting_output
 from bench.training.devices import failure_of_device, parse_device
 from bench.training.member import Diverged
 from bench.training.trainer import CHECKPOINT_EVERY_S, Stopped

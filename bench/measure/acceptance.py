@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 import methods
 import zoo
-from bench import paths, protocol
-from bench.commandline import Parser, refuse
-from bench.provenance import device_name
+from bench import protocol
 from bench.run import Data, Run, Teacher
+from bench.surroundings import paths
+from bench.surroundings.commandline import Parser, refuse
+from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.data import Dataset
 from bench.training.devices import memory_format, parse_device, set_precision

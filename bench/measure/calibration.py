@@ -20,8 +20,8 @@ import torch
 
 from bench.cost import cost_flop, evaluation_flop, step_flop, steps, student_flop, teacher_flop
 from bench.measure.step_cost import now, step, trainer_on_noise
-from bench.provenance import device_name
 from bench.run import Run
+from bench.surroundings.provenance import device_name
 from bench.training.capture import captured, own_stream
 from bench.training.devices import set_precision
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 import zoo
-from bench import paths, store
-from bench.commandline import DONE, INCOMPLETE, Parser, refuse
+from bench import store
 from bench.datasets import NUM_CLASSES
-from bench.provenance import device_name
 from bench.run import Data
+from bench.surroundings import paths
+from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, refuse
+from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from bench.training.evaluate import BATCH

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from bench import grid as grids
-from bench import paths, store
+from bench import store
+from bench.surroundings import paths
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from bench.commandline import Parser
 from bench.report import blocks
 from bench.report.statistics import LEVEL
+from bench.surroundings.commandline import Parser
 
 METHODS, SEEDS = 12, (3, 5)
 DEVIATION, SEED_DEVIATION = 0.22, 0.15  # points of top-1, of a run's error and of its seed's effect

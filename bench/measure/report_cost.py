@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import grid as grids
-from bench import paths, store
-from bench.commandline import Parser
+from bench import store
+from bench.surroundings import paths
+from bench.surroundings.commandline import Parser
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ("lr", "train_loss", "ce", "kd", "dir", "top5", "test_loss", "wall_s")

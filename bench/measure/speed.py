@@ -27,13 +27,14 @@ from torch.utils.data import DataLoader, Dataset
 
 import methods
 import zoo
-from bench import paths, protocol
-from bench.commandline import Parser, refuse
+from bench import protocol
 from bench.datasets import ENTRIES, facts, root
 from bench.measure.ceilings import limits
 from bench.measure.step_cost import now
-from bench.provenance import device_name
 from bench.run import Precision, Run, Teacher
+from bench.surroundings import paths
+from bench.surroundings.commandline import Parser, refuse
+from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.capture import captured, own_stream
 from bench.training.devices import autocast, check_precision, parse_device, set_precision

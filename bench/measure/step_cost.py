@@ -18,10 +18,10 @@ from torch.nn.functional import cross_entropy
 import methods
 import zoo
 from bench import protocol
-from bench.commandline import Parser, refuse
 from bench.datasets import CHANNELS, ENTRIES, facts, train_size
-from bench.provenance import device_name
 from bench.run import Data, Run, Teacher
+from bench.surroundings.commandline import Parser, refuse
+from bench.surroundings.provenance import device_name
 from bench.training.data import Dataset
 from bench.training.devices import parse_device
 from bench.training.trainer import Trainer, results_of

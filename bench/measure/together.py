@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 import methods
 import zoo
 from bench import protocol
-from bench.commandline import Parser, refuse
 from bench.cost import student_flop, teacher_flop
 from bench.measure import speed
 from bench.measure.step_cost import noise, step, trainer_on_noise
-from bench.provenance import device_name
 from bench.run import Run, Teacher
+from bench.surroundings.commandline import Parser, refuse
+from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.trainer import Trainer
 from zoo.errors import BadInput

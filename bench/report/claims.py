@@ -11,12 +11,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench import yamlio
 from bench.report.comparison import as_published
 from bench.report.frames import CellSummary, Results, clean, percent, signed, written
 from bench.report.published import NAMES
 from bench.report.published import load as published_numbers
 from bench.report.statistics import LEVEL, Design, Gain, designs
+from bench.surroundings import yamlio
 from zoo.errors import BadInput
 
 PATH = Path(__file__).with_name("claims.yaml")

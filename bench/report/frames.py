@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench import store
 from bench.cells import STATES, Cell, RunStatus, TableSpec
-from bench.sources import BOTH, OTHER, TAG
+from bench.surroundings.sources import BOTH, OTHER, TAG
 
 DAMAGED = "result.json has no usable metrics.top1_last"
 # Printing order of a table's rows; a group not named here comes last.
@@ -82,7 +82,7 @@ class RunRow:
     git_commit: str = ""
     git_dirty: bool | None = None
     method_sha256: str = ""
-    method_source: str = ""  # a digest, see bench.sources; older results do not say
+    method_source: str = ""  # a digest, see bench.surroundings.sources; older results do not say
     source: str = ""  # how that is beside today's, in words; "" for the same
     larger_by: float | None = None  # percent of parameters that what predicts has more than the student alone
 

@@ -23,7 +23,7 @@ from bench.report.headline import Headline
 from bench.report.hypertext import Html, items, join, scroll, table, tag
 from bench.report.markup import Section
 from bench.report.tables import SIGNS, heading
-from bench.sources import TAG
+from bench.surroundings.sources import TAG
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "js"))
 # Nothing is fetched and no script runs but the page's own, named by its hash, whatever the files of a run may hold.

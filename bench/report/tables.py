@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from bench import sources
 from bench.cells import STATES, Cell, TableSpec
 from bench.report.blocks import WILD
 from bench.report.frames import CellSummary, Results, clean, done, signed, written
 from bench.report.markup import Line, Note, Table, Text
 from bench.report.ranking import BOLD_RULE, SEPARATED_RULE, UNSEPARATED_RULE, Ranking
 from bench.report.statistics import GAP_RULE, PAIRS_INTERVAL_RULE, PAIRS_RULE, Aggregate, Interval
+from bench.surroundings import sources
 
 ABSENT = "—"
 # What a cell without a finished run shows.

@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from bench.cells import Cell, RunStatus, TableSpec
-from bench.commandline import note
 from bench.report import claims as claimcheck
 from bench.report import examined, latex, markup, published_tables, tables
 from bench.report.captions import CAPTIONS
@@ -26,6 +25,7 @@ from bench.report.page import page
 from bench.report.published import Published, Reference
 from bench.report.ranking import Ranking, rank
 from bench.report.statistics import Aggregate, aggregate
+from bench.surroundings.commandline import note
 
 LATEX = "latex"  # the folder of one file a table
 

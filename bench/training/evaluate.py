@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
-from bench import paths
-from bench.commandline import Parser, refuse
 from bench.datasets import ENTRIES, facts, identified
 from bench.run import Data, Run
+from bench.surroundings import paths
+from bench.surroundings.commandline import Parser, refuse
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from methods import check

@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench import machine, paths, trees
+from bench import trees
 from bench.datasets import CHANNELS, facts, tree_of
 from bench.run import Data
+from bench.surroundings import machine, paths
 from zoo.errors import BadInput
 
 RECIPE = 1  # of decoding; another one gives other pixels

@@ -22,8 +22,8 @@ import methods
 import zoo
 from bench import store
 from bench.datasets import facts
-from bench.provenance import source_of
 from bench.run import Run, seed_for
+from bench.surroundings.provenance import source_of
 from bench.training.data import Dataset
 from bench.training.devices import autocast, memory_format
 from bench.training.evaluate import due, evaluate
@@ -53,7 +53,7 @@ class State:
     alone_s: float = 0.0
     moves: int = 0  # steps taken
     shared_with: int = 0  # the sum over these of how many runs moved
-    sources: list[str] = field(default_factory=list)  # of its method, each that made a part of it (`bench.sources`)
+    sources: list[str] = field(default_factory=list)  # of its method, each that made a part of it
 
 
 class Member:

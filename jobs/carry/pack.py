@@ -26,9 +26,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import paths, store
+from bench import store
 from bench.cells import RunStatus
-from bench.commandline import DONE, INCOMPLETE, Parser, explain, lasting_output, refuse
+from bench.surroundings import paths
+from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, explain, lasting_output, refuse
 from jobs import states
 from jobs.carry import merge
 from zoo.errors import BadInput

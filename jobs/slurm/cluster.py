@@ -9,10 +9,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 import methods
 import zoo
-from bench import yamlio
 from bench.grid import Grid
 from bench.protocol import CHECKPOINT
 from bench.run import Run
+from bench.surroundings import yamlio
 from jobs import claims
 from jobs.plan import ROLES
 from jobs.slurm import words

@@ -13,7 +13,8 @@ import pytest
 
 import reproduce
 from bench import grid as grids
-from bench import sources, store
+from bench import store
+from bench.surroundings import sources
 from jobs import claims, plan, states, status
 from tests import tiny
 from zoo.errors import BadInput

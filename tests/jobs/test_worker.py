@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import zoo
-from bench import experiment, sources, store
+from bench import experiment, store
 from bench import protocol as protocols
 from bench.run import Run, Teacher
+from bench.surroundings import sources
 from bench.training import member
 from jobs import claims, meter, states, worker
 from jobs.outcomes import BLOCKED, CLAIMED, CRASHED, DONE, FAILED, NO_MEMORY, STOPPED

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from bench.commandline import DONE, INCOMPLETE, Parser, refuse
 from bench.datasets import ENTRIES, root
 from bench.measure.acceptance import TEACHER, WEIGHTS_VARIABLE
 from bench.measure.gpu import judge, kit, page
@@ -30,6 +29,7 @@ from bench.measure.gpu.facts import FILE, Facts, one_line, read
 from bench.measure.gpu.helper import Gone, Helper, requests
 from bench.measure.gpu.sections import DEFAULT_PRECISION, SECTIONS, Setting
 from bench.measure.gpu.trial import SMALL, Sizes
+from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, refuse
 from bench.training.devices import check_precision, parse_device
 from zoo.errors import BadInput, choose
 

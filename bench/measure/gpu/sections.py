@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 import zoo
-from bench.machine import cores
 from bench.measure import acceptance, calibration, ceilings, speed, step_cost
 from bench.measure.gpu import at_once
 from bench.measure.gpu.facts import one_line
@@ -31,8 +30,9 @@ from bench.measure.gpu.trial import (
     tensors,
     work_of,
 )
-from bench.provenance import code_version, device_name
 from bench.run import Data, Precision, Run, Strong
+from bench.surroundings.machine import cores
+from bench.surroundings.provenance import code_version, device_name
 from bench.training import data as datasets
 from bench.training.capture import EAGER_STEPS, captured, own_stream
 from bench.training.devices import set_precision

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import store
-from bench.commandline import STOPPED_EARLY
 from bench.measure.acceptance import WEIGHTS_VARIABLE
 from bench.measure.gpu.facts import Facts
+from bench.surroundings.commandline import STOPPED_EARLY
 
 ROOT = Path(__file__).parents[3]
 PACK = "sprint.tar.gz"

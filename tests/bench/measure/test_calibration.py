@@ -11,8 +11,8 @@ import zoo
 from bench import protocol
 from bench.cost import cost_flop, evaluation_flop, step_flop, steps
 from bench.measure import calibration, step_cost
-from bench.provenance import device_name
 from bench.run import Teacher
+from bench.surroundings.provenance import device_name
 from tests import tiny
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from bench.report import markup, published_tables, tables
 from bench.report import writing as report
 from bench.report.frames import DAMAGED, collect
 from bench.report.ranking import BOLD_RULE, UNSEPARATED_RULE
-from bench.sources import OTHER
+from bench.surroundings.sources import OTHER
 from tests.bench.report.report_cases import GOLDEN, NOW, A, B, Grid, every_state, hand_made, result
 
 FILES = {"table.md", "table.tex", "table.csv", "runs.csv", "published.csv", "claims.csv", "report.html"}

@@ -18,9 +18,10 @@ import methods
 import zoo
 from bench import datasets as catalogue
 from bench import grid as grids
-from bench import paths, trees
 from bench import protocol as protocols
+from bench import trees
 from bench.run import Data, Teacher
+from bench.surroundings import paths
 from bench.training import data as datasets
 from bench.training import images
 from tests import tiny

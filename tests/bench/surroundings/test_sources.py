@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import methods
-from bench import provenance, sources, store
+from bench import store
 from bench.cells import Cell, TableSpec
+from bench.surroundings import provenance, sources
 
 FILES = sources.read()
 NOW = sources.of_methods(FILES)
@@ -51,7 +52,7 @@ def test_what_counts(module, old, new, which):
 def test_every_method_has_a_source_and_torch_is_not_needed():
     assert set(NOW) == set(methods.names()) and sources.today() == NOW
     code = "from bench import sources; import sys; assert sources.today(); assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
 def test_trees_are_written_without_what_versions_of_python_add():

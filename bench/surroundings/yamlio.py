@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bench import paths
+from bench.surroundings import paths
 from zoo.errors import BadInput, choose
 
 MERGE = "tag:yaml.org,2002:merge"

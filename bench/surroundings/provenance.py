@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import methods
-from bench import machine, sources
+from bench.surroundings import machine, sources
 
 SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made from
 
@@ -21,8 +21,8 @@ SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made 
 def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any]:
     """A JSON-ready record.
 
-    `method_source` is the digest of what this process has imported (`bench.sources`), `method_sha256` that of the
-    method's whole file then; both "" for a checkpoint.
+    `method_source` is the digest of what this process has imported (`sources`), `method_sha256` that of the method's
+    whole file then; both "" for a checkpoint.
     """
     commit, dirty = code_version()
     source = _sources().get(method)
@@ -79,7 +79,7 @@ def code_version() -> tuple[str | None, bool | None]:
 
     (None, None) outside a checkout; None for what git cannot tell in time.
     """
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         said = json.loads((folder.parent / SNAPSHOT).read_bytes())
         return said["git_commit"], said["git_dirty"]

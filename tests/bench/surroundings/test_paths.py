@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from bench import datasets, paths
+from bench import datasets
+from bench.surroundings import paths
 from zoo.errors import BadInput
 
 

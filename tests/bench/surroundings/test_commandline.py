@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import commandline
+from bench.surroundings import commandline
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORK = (
-    "import sys\nfrom bench.commandline import lasting_output\n"
+    "import sys\nfrom bench.surroundings.commandline import lasting_output\n"
     "with lasting_output() as output:\n"
     "    for number in range(3): print('line', number, flush=True)\n"
     "    print('x' * 100_000)\n"

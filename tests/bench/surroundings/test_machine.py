@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench import machine
+from bench.surroundings import machine
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.cells import TableSpec
 
-METHODS = Path(__file__).resolve().parents[1] / "methods"
+METHODS = Path(__file__).resolve().parents[2] / "methods"
 TAG = "source:"  # before a digest, so that it is found in a checkpoint without torch
 OTHER, BOTH, UNTOLD = "another source", "several sources", "source not recorded"  # what Origin.of can say
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import yamlio
+from bench.surroundings import yamlio
 from zoo.errors import BadInput
 
 
