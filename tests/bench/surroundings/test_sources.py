@@ -51,7 +51,7 @@ def test_what_counts(module, old, new, which):
 
 def test_every_method_has_a_source_and_torch_is_not_needed():
     assert set(NOW) == set(methods.names()) and sources.today() == NOW
-    code = "from bench.surroundings import sources; import sys; assert sources.today(); assert 'torch' not in sys.modules"
+    code = "import sys; from bench.surroundings import sources; assert sources.today() and 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
