@@ -20,7 +20,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 import zoo
 from bench import store
-from bench.datasets import NUM_CLASSES
+from bench.datasets import Facts, facts
 from bench.run import Data
 from bench.surroundings import paths
 from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, refuse
@@ -29,6 +29,7 @@ from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from bench.training.evaluate import BATCH
 from zoo.errors import BadInput
+from zoo.reused import Reused
 
 BINS = 15
 # Another device or batch size moves single images across a decision: so far the accuracy of the result may be away.
@@ -106,10 +107,11 @@ class Examiner:
         if there and {name: there.get(name) for name in of} == of:
             return False
         try:
-            dataset = self._dataset(Data.model_validate(config["data"]))
+            data = Data.model_validate(config["data"])
+            dataset, known = self._dataset(data), facts(data)
         except ValidationError as error:
             raise NotExamined(f"its data set is not known: {error.errors()[0]['msg']}") from None
-        net = _network(config["student"], folder)
+        net = _network(config["student"], known, folder)
         test = logits_of(net, dataset, "test")
         found, said = top1(test, dataset.test_labels), result["metrics"]["top1_last"]
         if abs(found - said) > max(NEAR_POINTS, 100 * NEAR_IMAGES / len(test)) + 1e-9:
@@ -118,14 +120,19 @@ class Examiner:
             "train_top1": top1(logits_of(net, dataset, "train"), dataset.train_labels),
             "ece": calibration_error(test, dataset.test_labels),
         }
-        sizes = {"parameters": zoo.count_parameters(net), "macs": zoo.count_macs(config["student"], NUM_CLASSES)}
+        if isinstance(net, Reused):
+            sizes = {"parameters": net.size}  # its multiply-accumulates are not those of the student alone
+        else:
+            macs = zoo.count_macs(config["student"], known.classes, known.side)
+            sizes = {"parameters": zoo.count_parameters(net), "macs": macs}
         if teacher:
             arch, its, teacher_digest = teacher
             if teacher_digest:
-                metrics["agreement"], metrics["kl"] = agreement(test, self._teacher_logits(arch, its, teacher_digest))
+                taught = self._teacher_logits(arch, known, its, teacher_digest)
+                metrics["agreement"], metrics["kl"] = agreement(test, taught)
             with torch.device("meta"):
-                sizes["teacher_parameters"] = zoo.count_parameters(zoo.build_meta(arch, NUM_CLASSES))
-            sizes["teacher_macs"] = zoo.count_macs(arch, NUM_CLASSES)
+                sizes["teacher_parameters"] = zoo.count_parameters(zoo.build_meta(arch, known.classes, known.side))
+            sizes["teacher_macs"] = zoo.count_macs(arch, known.classes, known.side)
         store.write_json(
             folder.examined,
             {
@@ -159,9 +166,9 @@ class Examiner:
         folder = store.run_folder(self.out, its["run_id"])
         return its["arch"], folder, None if store.weights_fault(folder) else _sha256(folder)
 
-    def _teacher_logits(self, arch: str, folder: store.RunFolder, digest: str) -> Tensor:
+    def _teacher_logits(self, arch: str, known: Facts, folder: store.RunFolder, digest: str) -> Tensor:
         if self._teacher is None or self._teacher[0] != (folder, digest):
-            self._teacher = (folder, digest), logits_of(_network(arch, folder), self._data[1], "test")
+            self._teacher = (folder, digest), logits_of(_network(arch, known, folder), self._data[1], "test")
         return self._teacher[1]
 
 
@@ -198,9 +205,13 @@ def _sha256(folder: store.RunFolder) -> str:
     return zoo.sha256(folder.weights)
 
 
-def _network(arch: str, folder: store.RunFolder) -> nn.Module:
+def _network(arch: str, known: Facts, folder: store.RunFolder) -> nn.Module:
+    """What a run's weights.pt holds: its student, or the network that its method deploys instead."""
     try:
-        net = zoo.build(arch, NUM_CLASSES)
+        saved = (store.read_torch(folder.weights) or {}).get("model", {})
+        if "frozen.weight" in saved:
+            return Reused.rebuilt(arch, saved)
+        net = zoo.build(arch, known.classes, known.side)
         zoo.load_weights(net, folder.weights)
     except BadInput as fault:
         raise NotExamined(str(fault)) from None
