@@ -79,15 +79,15 @@ def pil_images(views: str, root: Path | None, images: int = CIFAR100.known.train
 
     Without a folder so many random images instead.
     """
+    from torchvision import datasets as sets
     from torchvision import transforms
-    from torchvision.datasets import CIFAR100
 
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     end = [transforms.ToTensor(), transforms.Normalize(CIFAR100.mean, CIFAR100.std)]
     weak = transforms.Compose([*crop, *end])
     strong = transforms.Compose([*crop, transforms.RandAugment(2), *end])
     seen = (lambda image: (weak(image), strong(image))) if views == "paired" else weak
-    return RandomImages(images, seen) if root is None else CIFAR100(root, train=True, transform=seen)
+    return RandomImages(images, seen) if root is None else sets.CIFAR100(root, train=True, transform=seen)
 
 
 class Plain:

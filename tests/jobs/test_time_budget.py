@@ -42,11 +42,11 @@ def test_in_an_evaluation(tmp_path, monkeypatch, last):
     torch.set_num_threads(1)
     site, stop = here(tmp_path / "stopped")
 
-    def ending(net, dataset, on_batch, layout):
+    def ending(*given, **named):
         seen.append(None)
         if len(seen) == (2 if last else 1):
             stop.set()  # as the end of orders does, while the evaluation is under way
-        return evaluate(net, dataset, on_batch, layout)
+        return evaluate(*given, **named)
 
     monkeypatch.setattr(member, "evaluate", ending)
     outcome, message = do(run, site, stop)
