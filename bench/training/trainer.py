@@ -112,11 +112,12 @@ class Trainer:
         members = self.members if members is None else members
         inputs = self._input(images)
         strong = self._input(strong_images) if any(member.paired for member in members) else None
-        teacher = None
-        if any(member.shares_teacher for member in members):
+        self.clock.shared(members)
+        teacher, taught = None, [member for member in members if member.shares_teacher]
+        if taught:
             with torch.no_grad(), autocast(self.precision, self.device):
                 teacher = outputs_of(self.teacher, inputs, strong)
-        self.clock.shared(members)
+        self.clock.shared(taught)
 
         def own(member: Member) -> Result | Exception:
             try:

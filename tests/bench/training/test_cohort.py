@@ -188,6 +188,18 @@ def test_times_are_shared_out(tmp_path, teacher):
     assert own.device_s == own.alone_s > 0 and own.shared_with == own.moves
 
 
+def test_the_teachers_pass_is_charged_to_those_that_share_it(tmp_path, teacher, monkeypatch):
+    """Not to the Student row, which has none, nor to OFD, which has its own."""
+    charged, dataset = [], tiny.dataset()
+    made = trainer.Trainer.of(runs_of(tmp_path, ("vanilla", "kd", "ofd")), dataset, teacher)
+    monkeypatch.setattr(made.clock, "shared", lambda members: charged.append([one.run.method for one in members]))
+    for one in made.members:
+        one.begin_epoch(1)
+    epoch = datasets.augmented_epoch(dataset, made.members[0].run.data, 0, 1)
+    trainer.results_of(made.step(*epoch.batch(slice(8))))
+    assert charged == [["vanilla", "kd", "ofd"], ["kd"]]
+
+
 @pytest.mark.parametrize("moved", [torch.contiguous_format, torch.channels_last])
 def test_momentum_of_another_layout_goes_on_as_if_it_had_never_moved(tmp_path, moved):
     """A checkpoint of a GPU on a CPU, and back: what it says counts, not how it lay in memory there."""
