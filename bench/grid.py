@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 import methods
@@ -52,12 +52,6 @@ class RowEntry(Settings):
     label: str | None = None
     params: dict[str, Any] = {}
     pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
-
-    @model_validator(mode="after")
-    def _some_method(self) -> RowEntry:
-        if self.method is None and self.file is None:
-            raise ValueError("a row needs a method, or a file that has one")
-        return self
 
     def params_on(self, teacher: str, student: str) -> dict[str, Any]:
         """What is set on a pair."""
@@ -236,6 +230,8 @@ def expand(
 def _brought(grid: GridFile) -> tuple[GridFile, tuple[usercode.Source, ...]]:
     """The grid with the names of methods in place of their files, which are known from here on, as its networks are."""
     rows = [] if grid.methods == "all" else grid.methods
+    if any(isinstance(row, RowEntry) and not (row.method or row.file) for row in rows):
+        raise BadInput(f'grid "{grid.name}": a row of `methods` has neither a method nor a file: add one of them')
     files = [row for row in rows if isinstance(row, RowEntry) and row.file]
     names, sources = outside.bring([(Path(row.file), row.method) for row in files], grid.networks)
     named = [row.model_copy(update={"method": name, "file": None}) for row, name in zip(files, names, strict=True)]

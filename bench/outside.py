@@ -142,6 +142,9 @@ def _method_of(source: Source, wanted: str | None) -> type[Method]:
             f"{place}: {cls.name} must have a teacher and a group ({', '.join(methods.GROUPS)}): the Student row is the"
             " one without"
         )
+    for name in methods.names_here():
+        if methods.get(name).label == cls.label:
+            raise BadInput(f'{place}: label "{cls.label}" is that of {name}: give {cls.name} another label')
     return cls
 
 
@@ -212,9 +215,9 @@ def _named(dotted: str, where: str) -> Callable[..., Any]:
 def _attribute(holder: Any, name: str, where: str) -> Any:
     found = getattr(holder, name, None)
     if not callable(found) and not isinstance(found, ModuleType):
-        known = [one for one in dir(holder) if callable(getattr(holder, one, None)) and not one.startswith("_")]
+        known = [one for one in dir(holder) if not one.startswith("_")]
         near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.5))
-        raise BadInput(f"{where}: it has no {name}" + (f"; the nearest are {near}" if near else ": check the name"))
+        raise BadInput(f"{where}: there is no {name}" + (f"; the nearest are {near}" if near else ": check the name"))
     return found
 
 

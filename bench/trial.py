@@ -63,10 +63,11 @@ def _views(
                 methods.Progress(torch.ones(())),
             )
         _check_terms(terms, where, made)
-        with _telling(where, "its gradients fail", files):
-            torch.stack(list(terms.values())).sum().backward()
-        if not any(one.grad is not None for one in (*student.parameters(), *made.parameters())):
+        loss = torch.stack(list(terms.values())).sum()
+        if not loss.requires_grad:
             raise BadInput(f"{where}: its loss does not depend on the student's weights: see what it detaches")
+        with _telling(where, "its gradients fail", files):
+            loss.backward()
         with _telling(where, "what it deploys fails", files):
             made.deployed(student).eval()(pictures[0])
     return asked

@@ -41,8 +41,8 @@ def in_a_line(error: BaseException, files: Mapping[str, str]) -> str:
 
     `files` holds the paths of that code, and how each is named to a person. The innermost line that is in them counts.
     """
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    said = text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    said = ": ".join(filter(None, (type(error).__name__, *text.splitlines()[:1])))
     if isinstance(error, SyntaxError):
         place = (error.filename or "", error.lineno)
     else:
