@@ -246,7 +246,8 @@ def _seeds(seeds: int | list[int]) -> list[int]:
 
 def _rows(grid: GridFile, recipe: protocols.Protocol) -> list[RowEntry]:
     rows = []
-    for entry in methods.all_names() if grid.methods == "all" else grid.methods:
+    written = [grid.methods] if grid.methods == "all" else grid.methods
+    for entry in (one for part in written for one in (methods.all_names() if part == "all" else [part])):
         row = RowEntry(method=entry) if isinstance(entry, str) else entry
         known = (*methods.names(), *(recipe.rows if isinstance(entry, str) else ()))
         _check_row(entry, grid, recipe)

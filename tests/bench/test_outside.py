@@ -214,6 +214,14 @@ def test_methods_that_are_refused(folder, file, entry, words):
     assert "\n" not in str(fault.value)
 
 
+def test_all_and_one_more(folder):
+    """`all` among others is what it is alone."""
+    file = grids.load(str(folder / "grid.yaml"))
+    changes = {"pairs": ["resnet8-resnet8"], "methods": ["all", *file.methods[1:]]}
+    rows = [cell.method for cell in grids.expand(file.model_copy(update=changes)).cells if cell.role == "method"]
+    assert rows == [*(name for name in methods.all_names() if name != "vanilla"), "mine", "mine"]
+
+
 def test_two_files_with_one_name(folder):
     (folder / "copy.py").write_text(METHOD + "\nz = 1\n")
     with pytest.raises(BadInput, match='two files have a method called "mine"'):
