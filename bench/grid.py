@@ -47,8 +47,10 @@ class RowEntry(Settings):
     published numbers and claims go by, stands for what the protocol says and nothing else.
     """
 
-    method: str | None = None  # of a file with one method it need not be said
+    method: str | None = None
+    """A method, or a named row of the protocol. Of a file with one method it need not be said."""
     file: str | None = None
+    """A Python file with a method of your own. A path from the grid's folder."""
     label: str | None = None
     params: dict[str, Any] = {}
     pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
@@ -98,7 +100,10 @@ class GridFile(Settings):
     # A count (0, 1, ...) or the seeds themselves, or a text that --seeds takes.
     seeds: Annotated[PositiveInt | list[NonNegativeInt], BeforeValidator(_seeds_as_written)]
     teacher_seed: NonNegativeInt = Field(default=0)
-    networks: dict[str, Network] = {}  # that do not come with the project, by the names that pairs give them
+    networks: dict[str, Network] = {}
+    """Networks that do not come with the project, by the names that pairs give them: mappings with the keys of a
+    network.
+    """
 
 
 @dataclass(frozen=True)

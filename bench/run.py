@@ -171,15 +171,24 @@ class Teacher(Settings):
 class Network(Settings):
     """A network from outside the project, by what makes it and by what its layers are: see `zoo.outside.Recipe`."""
 
-    factory: str  # a dotted name, as torchvision.models.resnet18, or FILE.py:NAME
-    digest: Digest | None = None  # of that file and what it imports from its folder; found out, never written
+    factory: str
+    """What makes it: a dotted name, as torchvision.models.resnet18, or FILE.py:NAME, a path from the grid's folder."""
+    digest: Digest | None = None
+    """Of that file and what it imports from its folder: found out, never written."""
     args: dict[str, Any] = {}
+    """Arguments of the factory."""
     features: tuple[str, ...] = Field(default=(), strict=False)
+    """Layers whose outputs are the feature maps f1, f2, ..., by their names in the network."""
     stem: str | None = None
+    """The layer whose output is f0; null is what goes into the first of features."""
     preact: tuple[str, ...] = Field(default=(), strict=False)
+    """Layers that give f1, f2, ... before their activation; without them they are the features."""
     head: str | None = None
-    classes: str | None = "num_classes"  # keyword for the number of classes
-    side: str | None = None  # keyword for the side of images
+    """The classifier, an nn.Linear; null is the last one with an output per class."""
+    classes: str | None = "num_classes"
+    """Keyword of the factory for the number of classes; null passes none."""
+    side: str | None = None
+    """Keyword of the factory for the side of images; null passes none."""
 
 
 class Run(Settings):

@@ -21,7 +21,7 @@ from methods import Method, check
 from zoo import registry
 from zoo.errors import BadInput, in_a_line
 
-IMAGES = 8
+IMAGES = 4
 
 
 def views(run: Run) -> str | None:

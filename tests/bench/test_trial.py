@@ -47,7 +47,7 @@ def expand(folder: Path, methods: str, pair: str = "small-resnet8", body: str = 
     [
         ("return batch.cross_entropy(student.logits)", "terms gives Tensor: it must give a dict"),
         ("return {}", "it must give a dict of names and scalar tensors"),
-        ("return {'x': student.logits}", r"\{'x': \[8, 100\]\}: it must give"),
+        ("return {'x': student.logits}", r"\{'x': \[4, 100\]\}: it must give"),
         ("return {'x': 1.0}", "'float'.*: it must give"),
         ("return {'x': student.logits.mean() / 0}", "its term x is (inf|-inf|nan) on random images"),
         ("return {'x': student.logits.detach().mean()}", "does not depend on the student's weights"),

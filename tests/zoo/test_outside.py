@@ -78,6 +78,10 @@ def test_torchvisions_resnet_is_torchvisions(tmp_path):
     torch.testing.assert_close(frozen.outputs(x).last_map.mean((2, 3)), frozen.outputs(x).pooled)
     last = loaded.to(memory_format=torch.channels_last).outputs(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(last.features[0], frozen.outputs(x).features[0], rtol=1e-4, atol=1e-4)
+    facts = loaded.facts
+    norms = [layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert facts.layers == 2 * len(norms) + 1  # each convolution has its BatchNorm, and there is the classifier
+    assert facts.stored == sum(value.numel() for value in theirs.state_dict().values())
     meta = zoo.build_meta("mine", 10, 64)
     assert all(value.is_meta for value in meta.state_dict().values()) and not meta.training
 
