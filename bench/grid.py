@@ -317,11 +317,21 @@ def _other_params(row: RowEntry, recipe: protocols.Protocol, pairs: list[tuple[s
         changes = row.params_on(teacher, student)
         mine, usual = (
             protocols.resolve(recipe, row.method, student, 0, teacher=given, params=params).params
-            for params in (changes, {})
+            for params in (changes, _needed(row.method, recipe, changes))
         )
         # What is not given and was added to a method later is not in there.
         other.update(dict.fromkeys(name for name in changes if mine.get(name) != usual.get(name)))
     return list(other)
+
+
+def _needed(method: str, recipe: protocols.Protocol, changes: dict[str, Any]) -> dict[str, Any]:
+    """Of a row's parameters those without which its method has none: of one of its author's own that has no defaults
+    for them, and of which the protocol says nothing, the row's are the usual ones.
+    """
+    if method in recipe.methods or not outside.source_of(method):
+        return {}
+    fields = methods.get(method).Params.model_fields
+    return {name: value for name, value in changes.items() if name in fields and fields[name].is_required()}
 
 
 def _said(row: RowEntry, name: str) -> str:

@@ -222,6 +222,30 @@ def test_all_and_one_more(folder):
     assert rows == [*(name for name in methods.all_names() if name != "vanilla"), "mine", "mine"]
 
 
+def test_a_protocol_of_ones_own_may_speak_of_them(folder):
+    own = "  mine: {params: {weight: 3.0}, pairs: {resnet8-net: {weight: 5.0}}, train: {lr: 0.02}}\n"
+    (folder / "spoken.yaml").write_text(tiny.PROTOCOL + own + "networks: {net: {lr: 0.03}}\n")
+    grid = expand(folder, "protocol: tiny.yaml", "protocol: spoken.yaml")
+    found = {(cell.label, cell.student): grid.runs[cell.run_ids[0]] for cell in grid.cells if cell.role == "method"}
+    assert {key: (run.params["weight"], run.train.lr) for key, run in found.items() if key[0] != "KD"} == {
+        ("Mine", "resnet8"): (3.0, 0.02),
+        ("Mine", "net"): (5.0, 0.03),
+        ("Mine too", "resnet8"): (2.0, 0.02),
+        ("Mine too", "net"): (2.0, 0.03),
+    }
+
+
+def test_what_a_method_needs_may_stand_in_its_row(folder):
+    """Without a default, with annotations and imports as people write them; the row keeps the method's own label."""
+    text = "from __future__ import annotations\n" + METHOD.replace(" = 1.0", "").replace("from near", "from .near")
+    (folder / "mine.py").write_text(text)
+    rows = "[kd, {file: mine.py}, {file: mine.py, label: Mine too, params: {weight: 2.0}}]"
+    grid = expand(folder, rows, "[{file: mine.py, params: {weight: 3.0}}]")
+    assert [cell.label for cell in grid.cells] == ["Teacher", "Student", "Mine"] * 2
+    with pytest.raises(BadInput, match=r'holds the row "Mine" \(mine\) twice'):
+        expand(folder, rows, "[{file: mine.py, params: {weight: 3.0}}, {file: mine.py, params: {weight: 2.0}}]")
+
+
 def test_two_files_with_one_name(folder):
     (folder / "copy.py").write_text(METHOD + "\nz = 1\n")
     with pytest.raises(BadInput, match='two files have a method called "mine"'):
