@@ -216,7 +216,7 @@ def _report(args: argparse.Namespace) -> int:
         from bench import grid as grids  # another grid than the last one: its report is to be found again
 
         place.mkdir(parents=True, exist_ok=True)
-        grids.keep(_grid(args), place)
+        grids.keep(dataclasses.replace(_grid(args), sources=()), place)
     return results.report(
         outline, args.out, args.only, plots=not args.no_plots, refresh=args.grid is None, columns=columns
     )

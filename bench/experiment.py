@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import zoo
-from bench import store
+from bench import outside, store
 from bench.datasets import facts
 from bench.protocol import CHECKPOINT
 from bench.run import Data, Run
@@ -71,6 +71,9 @@ def perform(jobs: Sequence[Job], site: Site, *, should_stop: Callable[[], bool] 
     The listener of each hears `finished`, or `left` with the reason: TeacherNotReady, Diverged, Stopped, what its step
     or the listener itself raised. What fails the device fails all that are not through, and is raised.
     """
+    jobs = [job for job in jobs if _leaving(job, lambda job=job: outside.use(job.run, site.out) or job)]
+    if not jobs:
+        return
     run = jobs[0].run
     code_version()  # of now, not of the end
     dataset = _dataset(run.data.model_copy(update={"views": "weak", "strong": None}), site.data_root, site.device)
@@ -125,7 +128,7 @@ def _write(
         **({"deployed": _deployed(net)} if isinstance(net, Reused) else {}),
         "timing": timing,
         "provenance": {
-            **provenance(run.method, site.device, torch.get_num_threads()),
+            **provenance(run.method, site.device, torch.get_num_threads(), outside.packages(run)),
             **({"method_sources_before": [*before]} if before else {}),
             "weights_bytes": folder.weights.stat().st_size,
         },

@@ -17,14 +17,15 @@ from torch import nn
 
 import methods
 import zoo
+from bench import outside, store, trial, usercode
 from bench import protocol as protocols
-from bench import store
 from bench.cells import Cell
 from bench.cost import cost_flop
 from bench.datasets import facts, identified, train_size
-from bench.run import Precision, Run, Teacher, canonical_json
+from bench.run import Network, Precision, Run, Teacher, canonical_json
 from bench.surroundings import paths, yamlio
 from methods import Settings, check
+from zoo import registry
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
 
@@ -40,13 +41,16 @@ class PairEntry(Settings):
 
 
 class RowEntry(Settings):
-    """A row of its own: a method under another label or with other parameters.
+    """A row of its own: a method under another label or with other parameters, or from a file of its author's.
 
     Without a label, one with other parameters than the protocol's is labelled with them: a method's own label, which
     published numbers and claims go by, stands for what the protocol says and nothing else.
     """
 
-    method: str
+    method: str | None = None
+    """A method, or a named row of the protocol. Of a file with one method it need not be said."""
+    file: str | None = None
+    """A Python file with a method of your own. A path from the grid's folder."""
     label: str | None = None
     params: dict[str, Any] = {}
     pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
@@ -96,6 +100,10 @@ class GridFile(Settings):
     # A count (0, 1, ...) or the seeds themselves, or a text that --seeds takes.
     seeds: Annotated[PositiveInt | list[NonNegativeInt], BeforeValidator(_seeds_as_written)]
     teacher_seed: NonNegativeInt = Field(default=0)
+    networks: dict[str, Network] = {}
+    """Networks that do not come with the project, by the names that pairs give them: mappings with the keys of a
+    network.
+    """
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Grid:
     pairs: tuple[tuple[str, str], ...]
     weights: Mapping[str, Path]  # run id of a checkpoint -> its file
     asked: tuple[str, ...] = ()  # words of the command line that ask for it
+    sources: tuple[usercode.Source, ...] = ()  # files of their authors' own that its runs use
 
 
 def names() -> list[str]:
@@ -127,10 +136,29 @@ def load(name: str) -> GridFile:
         else pair
         for pair in grid.pairs
     ]
+    rows = [_own_file(row, folder) for row in grid.methods] if grid.methods != "all" else grid.methods
+    networks = {name: _own_factory(network, folder) for name, network in grid.networks.items()}
     recipe = grid.protocol
     if paths.is_file_name(recipe):
         recipe = str(yamlio.find(recipe, "protocol", protocols.FOLDER, folder))
-    return grid.model_copy(update={"pairs": pairs, "protocol": recipe})
+    return grid.model_copy(update={"pairs": pairs, "protocol": recipe, "methods": rows, "networks": networks})
+
+
+def _own_file(row: str | RowEntry, folder: Path) -> str | RowEntry:
+    """A row with the whole path of its file, where it has one; a file alone may be written as a method is."""
+    if isinstance(row, str):
+        row = RowEntry(file=row) if row.endswith(".py") else row
+    if isinstance(row, str) or row.file is None:
+        return row
+    return row.model_copy(update={"file": str(_from_grid(row.file, "method file", folder))})
+
+
+def _own_factory(network: Network, folder: Path) -> Network:
+    own = outside.OWN_FILE.fullmatch(network.factory)
+    if not own:
+        return network
+    path = _from_grid(own["path"], "factory", folder)
+    return network.model_copy(update={"factory": f"{path}:{own['attribute']}"})
 
 
 def expand(
@@ -145,6 +173,7 @@ def expand(
 
     `data` is --data: where a folder's content is part of a run's identity, it is read here.
     """
+    grid, sources = _brought(grid)
     recipe = protocols.load(grid.protocol if protocol is None else protocol)
     recipe = recipe.model_copy(update={"data": identified(recipe.data, data)})
     wanted_seeds = seeds if seeds is not None else _seeds(grid.seeds)
@@ -200,7 +229,20 @@ def expand(
     if len(set(columns)) < len(columns):
         twice = next(pair for pair in columns if columns.count(pair) > 1)
         raise BadInput(f'grid "{grid.name}" holds the pair {"-".join(twice)} twice: remove one')
-    return Grid(grid.name, recipe, runs, tuple(cells), tuple(columns), weights)
+    return Grid(grid.name, recipe, runs, tuple(cells), tuple(columns), weights, sources=sources)
+
+
+def _brought(grid: GridFile) -> tuple[GridFile, tuple[usercode.Source, ...]]:
+    """The grid with the names of methods in place of their files, which are known from here on, as its networks are."""
+    rows = [] if grid.methods == "all" else grid.methods
+    if any(isinstance(row, RowEntry) and not (row.method or row.file) for row in rows):
+        raise BadInput(f'grid "{grid.name}": a row of `methods` has neither a method nor a file: add one of them')
+    files = [row for row in rows if isinstance(row, RowEntry) and row.file]
+    names, sources = outside.bring([(Path(row.file), row.method) for row in files], grid.networks)
+    named = [row.model_copy(update={"method": name, "file": None}) for row, name in zip(files, names, strict=True)]
+    by_file = dict(zip(map(id, files), named, strict=True))
+    methods_named = grid.methods if grid.methods == "all" else [by_file.get(id(row), row) for row in rows]
+    return grid.model_copy(update={"methods": methods_named}), sources
 
 
 def _seeds(seeds: int | list[int]) -> list[int]:
@@ -209,7 +251,8 @@ def _seeds(seeds: int | list[int]) -> list[int]:
 
 def _rows(grid: GridFile, recipe: protocols.Protocol) -> list[RowEntry]:
     rows = []
-    for entry in methods.all_names() if grid.methods == "all" else grid.methods:
+    written = [grid.methods] if grid.methods == "all" else grid.methods
+    for entry in (one for part in written for one in (methods.all_names() if part == "all" else [part])):
         row = RowEntry(method=entry) if isinstance(entry, str) else entry
         known = (*methods.names(), *(recipe.rows if isinstance(entry, str) else ()))
         _check_row(entry, grid, recipe)
@@ -245,7 +288,7 @@ def _labelled(
         cls = methods.get(row.method)
         other = _other_params(row, recipe, pairs)
         reserved = next((named for named in recipe.rows.values() if named.label == row.label), None)
-        if reserved and reserved.model_dump() != row.model_dump():
+        if reserved and RowEntry(**reserved.model_dump()) != row:
             raise BadInput(
                 f'grid "{grid}" labels {row.method} "{row.label}", which is a row of protocol '
                 f'"{recipe.name}": give another label'
@@ -274,11 +317,21 @@ def _other_params(row: RowEntry, recipe: protocols.Protocol, pairs: list[tuple[s
         changes = row.params_on(teacher, student)
         mine, usual = (
             protocols.resolve(recipe, row.method, student, 0, teacher=given, params=params).params
-            for params in (changes, {})
+            for params in (changes, _needed(row.method, recipe, changes))
         )
         # What is not given and was added to a method later is not in there.
         other.update(dict.fromkeys(name for name in changes if mine.get(name) != usual.get(name)))
     return list(other)
+
+
+def _needed(method: str, recipe: protocols.Protocol, changes: dict[str, Any]) -> dict[str, Any]:
+    """Of a row's parameters those without which its method has none: of one of its author's own that has no defaults
+    for them, and of which the protocol says nothing, the row's are the usual ones.
+    """
+    if method in recipe.methods or not outside.source_of(method):
+        return {}
+    fields = methods.get(method).Params.model_fields
+    return {name: value for name, value in changes.items() if name in fields and fields[name].is_required()}
 
 
 def _said(row: RowEntry, name: str) -> str:
@@ -297,6 +350,10 @@ def _teacher(
         teacher, student = split_pair(pair, known)
     else:
         teacher, student = (choose("architecture", arch, known) for arch in (pair.teacher, pair.student))
+    known = facts(recipe.data)
+    for arch in (teacher, student):
+        if own := registry.recipe(arch):
+            own.facts(known.classes, known.side)  # what does not fit is refused before anything starts
     if isinstance(pair, str) or pair.teacher_weights is None:
         return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
     file = _weights_file(pair.teacher_weights)
@@ -310,11 +367,16 @@ def _built(recipe: protocols.Protocol, arch: str) -> zoo.Net:
 
 
 def _weights_file(text: str, folder: Path | None = None) -> Path:
-    file = paths.expand(text, "teacher_weights", folder).resolve()
-    here = paths.expand(text, "teacher_weights")
+    return _from_grid(text, "teacher_weights", folder)
+
+
+def _from_grid(text: str, what: str, folder: Path | None) -> Path:
+    """The path that a grid's file says, `what` being what it says it for."""
+    file = paths.expand(text, what, folder).resolve()
+    here = paths.expand(text, what)
     if folder and not file.exists() and here.exists():
         raise BadInput(
-            f'teacher_weights "{text}" is not in {folder}: a path in a file starts from the file\'s own folder; write'
+            f'{what} "{text}" is not in {folder}: a path in a file starts from the file\'s own folder; write'
             f" {os.path.relpath(here, folder)}"
         )
     return file
@@ -326,7 +388,8 @@ def _check_fit(run: Run) -> None:
         return
     known = facts(run.data)
     nets, size = (run.teacher.arch, run.student), (known.classes, known.side, train_size(run.data))
-    views = _build_unstored(run.method, canonical_json(run.params), *nets, *size)
+    params = canonical_json(run.params)
+    views = trial.views(run) if outside.of(run) else _build_unstored(run.method, params, *nets, *size)
     if views and views != run.data.views:
         raise BadInput(
             f'protocol "{run.protocol.name}", method "{run.method}": its parameters need {views} views, '
@@ -364,7 +427,12 @@ def _no_collision(known: Run, run: Run) -> None:
 
 
 def keep(grid: Grid, out: Path) -> None:
-    """Write the expanded grid beside the results; `out` remembers the grids that it was used for before."""
+    """Write the expanded grid beside the results; `out` remembers the grids that it was used for before.
+
+    Its sources are copied first: what a run uses is there as it was read, whatever becomes of the files.
+    """
+    for source in grid.sources:
+        usercode.keep(source, out)
     store.keep_plan(
         out,
         {

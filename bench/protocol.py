@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 import methods
 import zoo
+from bench import outside
 from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from bench.surroundings import yamlio
@@ -193,7 +194,7 @@ def resolve(
     try:
         checked = check(cls.Params, values, where)
     except BadInput:
-        if values or method in protocol.methods:
+        if values or method in protocol.methods or outside.source_of(method):
             raise
         raise BadInput(
             f'protocol "{protocol.name}" has no parameters for method "{method}": choose one that has (standard), or '
@@ -209,6 +210,7 @@ def resolve(
         protocol=ProtocolRef(name=protocol.name, version=protocol.version),
         precision=precision,
         seed=seed,
+        **outside.identity(method, student, teacher.arch if teacher else None),
     )
 
 
@@ -224,4 +226,5 @@ def checkpoint(protocol: Protocol, arch: str, sha256: str, precision: Precision 
         protocol=ProtocolRef(name=protocol.name, version=protocol.version),
         precision=precision,
         seed=0,
+        **outside.identity(CHECKPOINT, arch),
     )

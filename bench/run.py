@@ -22,6 +22,8 @@ from methods import Settings
 from methods.settings import added_later
 
 Precision = Literal["fp32", "tf32", "bf16"]
+# SHA-256 of a content.
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Datasets = Literal["cifar100", "embedded-1", "cifar10", "tiny-imagenet-200", "image-folder"]
 
 
@@ -38,7 +40,7 @@ class Source(Settings):
     The digest is of the content: of every image's bytes, its class, its name and the part it is in, and of no path.
     """
 
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    digest: Digest
     classes: PositiveInt
     train: PositiveInt  # images
     smallest: PositiveInt  # training images of the class with the fewest
@@ -166,6 +168,29 @@ class Teacher(Settings):
     run_id: str
 
 
+class Network(Settings):
+    """A network from outside the project, by what makes it and by what its layers are: see `zoo.outside.Recipe`."""
+
+    factory: str
+    """What makes it: a dotted name, as torchvision.models.resnet18, or FILE.py:NAME, a path from the grid's folder."""
+    digest: Digest | None = None
+    """Of that file and what it imports from its folder: found out, never written."""
+    args: dict[str, Any] = {}
+    """Arguments of the factory."""
+    features: tuple[str, ...] = Field(default=(), strict=False)
+    """Layers whose outputs are the feature maps f1, f2, ..., by their names in the network."""
+    stem: str | None = None
+    """The layer whose output is f0; null is what goes into the first of features."""
+    preact: tuple[str, ...] = Field(default=(), strict=False)
+    """Layers that give f1, f2, ... before their activation; without them they are the features."""
+    head: str | None = None
+    """The classifier, an nn.Linear; null is the last one with an output per class."""
+    classes: str | None = "num_classes"
+    """Keyword of the factory for the number of classes; null passes none."""
+    side: str | None = None
+    """Keyword of the factory for the side of images; null passes none."""
+
+
 class Run(Settings):
     """Everything that can change a result, and nothing else: no path, device, executor or thread count."""
 
@@ -178,6 +203,9 @@ class Run(Settings):
     protocol: ProtocolRef
     precision: Precision
     seed: NonNegativeInt
+    # Of a method that comes from a file of its author's, and of networks that do not come with the project, by name.
+    method_digest: Digest | None = added_later()
+    networks: dict[str, Network] | None = added_later()
 
     @property
     def run_id(self) -> str:

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 # torch takes seconds to import: it is imported where tensors are read or written, so that states are told without it.
 
 KEPT = "plan.json"  # in the results folder: the grid it was last used for, so that it can be read without the grid
+SOURCES = "sources"  # in the results folder: Python files of their authors' own that its runs use, by their content
 REPORTS = "reports"  # in the results folder: reports of other grids that it was used for, each with its plan.json
 SCHEMA = 1  # of result.json
 CURVE = b'\n "curve": '  # where the last and by far the largest part of a result.json begins
@@ -146,6 +148,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files, by their paths within it, into a folder that is not there yet: whole, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        for name, content in contents.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        os.rename(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # somebody else has just made the same one
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

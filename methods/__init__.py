@@ -13,7 +13,20 @@ def _read() -> dict[str, bytes]:
 
 _before = _read()
 
-from methods.contract import GROUPS, Batch, Method, Progress, TrainSet, all_names, get, names, register  # noqa: E402
+from methods.contract import (  # noqa: E402
+    GROUPS,
+    Batch,
+    Method,
+    Progress,
+    TrainSet,
+    all_names,
+    apart,
+    bring,
+    get,
+    names,
+    names_here,
+    register,
+)
 from methods.settings import Settings, check  # noqa: E402
 
 for _module in iter_modules(__path__):
@@ -32,8 +45,11 @@ __all__ = [
     "Settings",
     "TrainSet",
     "all_names",
+    "apart",
+    "bring",
     "check",
     "get",
     "names",
+    "names_here",
     "register",
 ]

@@ -5,6 +5,8 @@ A method sees networks' outputs and labels, never the trainer or the grid. `meth
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -116,6 +118,7 @@ class Method(nn.Module):
 
 
 _REGISTRY: dict[str, type[Method]] = {}
+_OUTSIDE: dict[str, type[Method]] = {}  # methods from files elsewhere that are known at present
 
 
 def register(cls: type[Method]) -> type[Method]:
@@ -131,17 +134,43 @@ def register(cls: type[Method]) -> type[Method]:
     return cls
 
 
+@contextmanager
+def apart() -> Iterator[dict[str, type[Method]]]:
+    """What is registered meanwhile is in this dict at the end, by name, and is known to nobody: see `bring`."""
+    before, found = set(_REGISTRY), {}
+    try:
+        yield found
+    finally:
+        found.update({name: _REGISTRY.pop(name) for name in [*_REGISTRY] if name not in before})
+
+
+def bring(classes: Mapping[str, type[Method]]) -> None:
+    """Make methods from elsewhere known by these names, and no others."""
+    _OUTSIDE.clear()
+    _OUTSIDE.update(classes)
+
+
 def get(name: str) -> type[Method]:
     """The method class of that name; BadInput with the nearest name otherwise."""
-    return _REGISTRY[choose("method", name, _REGISTRY)]
+    known = _known()
+    return known[choose("method", name, known)]
 
 
 def all_names() -> tuple[str, ...]:
     """The methods that `methods: all` means in a grid, in table order."""
-    return tuple(name for name in names() if _REGISTRY[name].in_all)
+    return tuple(name for name in names() if name in _REGISTRY and _REGISTRY[name].in_all)
 
 
 def names() -> tuple[str, ...]:
-    """All registered methods in table order: baselines, then feature-based, logit-based, ours."""
-    order = ("", *GROUPS)
-    return tuple(sorted(_REGISTRY, key=lambda n: (order.index(_REGISTRY[n].group), _REGISTRY[n].row, n)))
+    """All known methods in table order: baselines, then feature-based, logit-based, ours."""
+    order, known = ("", *GROUPS), _known()
+    return tuple(sorted(known, key=lambda n: (order.index(known[n].group), known[n].row, n)))
+
+
+def names_here() -> tuple[str, ...]:
+    """The methods that come with the project."""
+    return tuple(_REGISTRY)
+
+
+def _known() -> dict[str, type[Method]]:
+    return {**_OUTSIDE, **_REGISTRY}

@@ -1,6 +1,7 @@
 """One thread a process: tests run side by side, and results on a CPU depend on the number of threads."""
 
 import os
+import sys
 
 import pytest
 
@@ -33,6 +34,14 @@ def _seeded() -> None:
     import torch  # here, as it reads the OMP variables above
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_from_outside():
+    """Methods and networks that a test's grid brought along are unknown to the next one."""
+    yield
+    if "bench.outside" in sys.modules:
+        sys.modules["bench.outside"].bring((), {})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

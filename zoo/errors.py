@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping
 
 
 class BadInput(ValueError):
@@ -33,6 +34,21 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> BadInput:
     near = near or [spelt[found] for found in difflib.get_close_matches(bare(str(name)), spelt, n=1, cutoff=0.6)]
     hint = f'did you mean "{near[0]}"? ' if near else ""
     return BadInput(f'unknown {kind} "{name}": {hint}choose from {", ".join(known)}')
+
+
+def in_a_line(error: BaseException, files: Mapping[str, str]) -> str:
+    """What somebody's own code raised, and where in it: "my_loss.py:12: NameError: name 'x' is not defined".
+
+    `files` holds the paths of that code, and how each is named to a person. The innermost line that is in them counts.
+    """
+    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    said = ": ".join(filter(None, (type(error).__name__, *text.splitlines()[:1])))
+    if isinstance(error, SyntaxError):
+        place = (error.filename or "", error.lineno)
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next(((one.filename, one.lineno) for one in reversed(frames) if one.filename in files), ("", None))
+    return f"{files[place[0]]}:{place[1]}: {said}" if place[0] in files else said
 
 
 def bare(name: str) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zoo.outputs import Net
+from zoo.outside import Outside
 from zoo.resnet import BasicBlock, ResNet
 from zoo.resnet50 import Bottleneck, ResNet50
 from zoo.shufflenet import DownBlock, GroupedBlock, ShuffleNetV1, ShuffleNetV2, SplitBlock
@@ -42,7 +43,8 @@ def folded(net: Net) -> Net:
     its statistics; its weights have other names than the zoo's, so it cannot be saved as a checkpoint.
     """
     net = copy.deepcopy(net).eval()
-    for block in list(net.modules()):
+    # What foreign code does between two layers is not known: a network from elsewhere stays as it is.
+    for block in [] if isinstance(net, Outside) else list(net.modules()):
         for conv, norm in _pairs(block):
             setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
             setattr(block, norm, nn.Identity())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.outputs import Net
-from zoo.registry import architectures, build_meta
+from zoo.registry import ARCHITECTURES, build_meta
 
 # Files written before PyTorch 0.4.1 lack this counter, which no network of the zoo reads.
 COUNTER = "num_batches_tracked"
@@ -202,7 +202,7 @@ def _owners(parts: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, in
     ends = tuple(f"{head}.bias" for head in HEADS)
     biases = [value for state in parts.values() for key, value in state.items() if key.endswith(ends)]
     for classes in sorted({len(bias) for bias in biases if bias.ndim == 1 and len(bias)}):
-        for arch in architectures():
+        for arch in ARCHITECTURES:
             if next(fits_of(build_meta(arch, classes).state_dict(), parts), None):
                 yield arch, classes
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from zoo import mobilenetv2, resnet, resnet50, shufflenet, vgg, wrn
 from zoo.errors import BadInput, choose
 from zoo.outputs import CHANNELS, SIDE, SIDE_STEP, Net
+from zoo.outside import Outside, Recipe
 
 # name -> constructor that still wants num_classes; a new family joins here.
 ARCHITECTURES: dict[str, Callable[..., Net]] = {
@@ -22,6 +24,7 @@ ARCHITECTURES: dict[str, Callable[..., Net]] = {
     **mobilenetv2.ARCHITECTURES,
     **shufflenet.ARCHITECTURES,
 }
+_OUTSIDE: dict[str, Recipe] = {}  # networks from elsewhere that are known at present
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,33 @@ class Shapes:
     preact: tuple[tuple[int, int, int], ...]
     last_map: tuple[int, int, int]
     pooled: int
+    # Of a network from elsewhere: what it does not have, and the line that says so to who asks for it.
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def __getattribute__(self, name: str) -> Any:
+        lacks = object.__getattribute__(self, "lacks") if name in ("features", "preact", "last_map") else ()
+        if name in lacks:
+            raise BadInput(lacks[name])
+        return object.__getattribute__(self, name)
 
 
 def architectures() -> tuple[str, ...]:
     """Every name that `build` takes."""
-    return tuple(ARCHITECTURES)
+    return (*ARCHITECTURES, *_OUTSIDE)
+
+
+def bring(recipes: Mapping[str, Recipe]) -> None:
+    """Make networks from elsewhere known by these names, and no others; none may be that of an architecture."""
+    clash = sorted(recipes.keys() & ARCHITECTURES.keys())
+    if clash:
+        raise BadInput(f'network "{clash[0]}": an architecture of the project has this name: give it another')
+    _OUTSIDE.clear()
+    _OUTSIDE.update(recipes)
+
+
+def recipe(arch: str) -> Recipe | None:
+    """Of a network from elsewhere; None for the project's own architectures."""
+    return _OUTSIDE.get(arch)
 
 
 def build(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
@@ -45,11 +70,13 @@ def build(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
 
     Raises BadInput for an unknown name, a number of classes below 1 or a side that its stages cannot halve.
     """
-    arch = choose("architecture", arch, ARCHITECTURES)
+    arch = choose("architecture", arch, architectures())
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise BadInput(f"num_classes {num_classes!r} is not a number of classes: give an integer from 1 up")
     if isinstance(side, bool) or not isinstance(side, int) or side < SIDE or side % SIDE_STEP:
         raise BadInput(f"images of side {side!r}: give a multiple of {SIDE_STEP} from {SIDE} up")
+    if arch in _OUTSIDE:
+        return _OUTSIDE[arch](num_classes, side)
     net = ARCHITECTURES[arch](num_classes=num_classes)
     net.arch, net.side = arch, side
     return net
@@ -57,23 +84,42 @@ def build(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
 
 def build_meta(arch: str, num_classes: int = 100, side: int = SIDE) -> Net:
     """The network without its numbers: shapes only, in eval mode; draws nothing from any generator."""
+    if arch in _OUTSIDE:  # what foreign code does without numbers nobody knows: it is made, and emptied
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return build(arch, num_classes, side).to("meta").eval()
     with torch.device("meta"):
         return build(arch, num_classes, side).eval()
 
 
 def shapes(net: Net | str) -> Shapes:
     """Shapes of all that `net`, or the architecture of that name at 32x32, gives; `net` itself is not run."""
+    if isinstance(net, Outside):
+        return _of_outside(net._recipe, net.head.out_features, net.side)
+    if isinstance(net, str) and net in _OUTSIDE:
+        return _of_outside(_OUTSIDE[net], 100, SIDE)
     return _probe(net, 100, SIDE)[0] if isinstance(net, str) else _probe(net.arch, 100, net.side)[0]
 
 
 def count_macs(arch: str, num_classes: int = 100, side: int = SIDE) -> int:
     """Multiply-accumulates of the convolutions and the linear layer for one image; FLOPs are twice that."""
+    if arch in _OUTSIDE:
+        return _OUTSIDE[arch].facts(num_classes, side).macs
     return _probe(arch, num_classes, side)[1]
 
 
 def count_parameters(net: nn.Module) -> int:
     """Number of trainable and frozen weights; BatchNorm's running statistics are buffers and not counted."""
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _of_outside(made_by: Recipe, num_classes: int, side: int) -> Shapes:
+    facts, lacks = made_by.facts(num_classes, side), {}
+    if not made_by.features:
+        no_features = f"{made_by.name} names no layers for features: add `features` to the network"
+        lacks = {"features": no_features, "preact": no_features}
+    if facts.last_map is None:
+        lacks["last_map"] = f"{made_by.name} has no map whose mean goes into its classifier, as this method needs"
+    return Shapes(facts.features, facts.preact, facts.last_map, facts.pooled, lacks)
 
 
 @cache

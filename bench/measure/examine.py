@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 import zoo
-from bench import store
+from bench import outside, store
 from bench.datasets import Facts, facts
-from bench.run import Data
+from bench.run import Data, Run
 from bench.surroundings import paths
 from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, refuse
 from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from bench.training.evaluate import BATCH
+from methods import check
 from zoo.errors import BadInput
 from zoo.reused import Reused
 
@@ -111,6 +112,11 @@ class Examiner:
             dataset, known = self._dataset(data), facts(data)
         except ValidationError as error:
             raise NotExamined(f"its data set is not known: {error.errors()[0]['msg']}") from None
+        if config.get("networks"):
+            try:
+                outside.use(check(Run, config, folder.run_id), self.out)
+            except BadInput as fault:
+                raise NotExamined(str(fault)) from None
         net = _network(config["student"], known, folder)
         test = logits_of(net, dataset, "test")
         found, said = top1(test, dataset.test_labels), result["metrics"]["top1_last"]

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import socket
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from bench.surroundings import machine, sources
 SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made from
 
 
-def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any]:
-    """A JSON-ready record.
+def provenance(
+    method: str, device: torch.device, threads: int, packages: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A JSON-ready record. `packages` holds versions of what else takes part.
 
     `method_source` is the digest of what this process has imported (`sources`), `method_sha256` that of the method's
     whole file then; both "" for a checkpoint.
@@ -27,7 +30,7 @@ def provenance(method: str, device: torch.device, threads: int) -> dict[str, Any
     commit, dirty = code_version()
     source = _sources().get(method)
     return {
-        "versions": _versions(),
+        "versions": {**(packages or {}), **_versions()},
         "device": device_name(device),
         "threads": threads if device.type == "cpu" else None,
         "host": socket.gethostname(),

@@ -189,22 +189,22 @@ def _digest(modules: Mapping[str, _Module], name: str) -> str:
         if key[1] is None:
             wanted += [target for target in module.imported.values() if target[1] is None]
     ordered = sorted(statements.items(), key=lambda item: item[0])
-    texts = [*(f"{module} {_written(statement)}" for (module, _), statement in ordered), *sorted(lines)]
+    texts = [*(f"{module} {written(statement)}" for (module, _), statement in ordered), *sorted(lines)]
     return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _written(node: Any) -> str:
+def written(node: Any) -> str:
     """A syntax tree as text, the same in every version of Python: what is empty is left out, and where it stood."""
     if isinstance(node, ast.Constant):
         return f"{type(node.value).__name__} {node.value!r}"
     if isinstance(node, ast.AST):
         fields = ((name, getattr(node, name, None)) for name in node._fields)
         inner = (
-            f"{name}={_written(value)}" for name, value in fields if value not in (None, []) and name != "type_comment"
+            f"{name}={written(value)}" for name, value in fields if value not in (None, []) and name != "type_comment"
         )
         return f"{type(node).__name__}({', '.join(inner)})"
     if isinstance(node, list):
-        return f"[{', '.join(_written(part) for part in node if not _is_text(part))}]"
+        return f"[{', '.join(written(part) for part in node if not _is_text(part))}]"
     return repr(node)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
+from bench import grid, outside
 from bench.datasets import ENTRIES, facts, identified
 from bench.run import Data, Run
 from bench.surroundings import paths
@@ -82,6 +83,7 @@ def evaluate(
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.evaluate", description=__doc__)
     parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
+    parser.add_argument("--grid", help="a grid file, of whose own `networks` --arch may be one")
     parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file")
     parser.add_argument("--dataset", default="cifar100", help=f"{', '.join(ENTRIES)} (default: cifar100)")
     parser.add_argument("--side", type=int, help="height and width that the images of a folder are resized to")
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         name = zoo.choose("data set", args.dataset, ENTRIES)
         asked = {"dataset": name, "train_images": None, "views": "weak", "strong": None, "side": args.side}
         data = identified(check(Data, asked, "--dataset"), args.data)
+        if args.grid:
+            outside.bring((), grid.load(args.grid).networks)
         net = zoo.build(args.arch, facts(data).classes, facts(data).side)
         source = zoo.load_weights(net, args.weights)
         datasets.prepare(data, args.data, device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import methods
 import zoo
-from bench import store
+from bench import outside, store
 from bench.datasets import facts
 from bench.run import Run, seed_for
 from bench.surroundings.provenance import source_of
@@ -127,7 +127,7 @@ class Member:
         respect to the student's logits.
         """
         strong = strong if self.paired else None
-        with autocast(self.run.precision, labels.device):
+        with self._chance(), autocast(self.run.precision, labels.device):
             if self.drifting:
                 with torch.no_grad():
                     teacher = outputs_of(self.drifting, inputs, strong)
@@ -146,6 +146,18 @@ class Member:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # the other members need the memory
         return values.detach(), pulls
+
+    @contextmanager
+    def _chance(self) -> Iterator[None]:
+        """What a step of foreign code draws, such as dropout, follows from (seed, epoch, step), on a CPU.
+
+        The project's own networks and methods draw nothing from the global generator.
+        """
+        if self.epoch.device.type == "cpu" and outside.of(self.run):
+            with seeded(self.run.seed, "step", *self.at):
+                yield
+        else:
+            yield
 
     def took(self, result: Result, steps: int, together: int) -> None:
         """Take down the result of a step that `together` runs took; `steps` are those of this epoch."""
@@ -309,8 +321,8 @@ def on_device(teacher: nn.Module, device: torch.device, layout: torch.memory_for
 
 
 @contextmanager
-def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Draw initial weights from (seed, purpose) on the CPU, and leave the global generator as it was."""
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Draw, as initial weights, from (seed, purpose) on the CPU, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, purpose))
+        torch.manual_seed(seed_for(seed, *purpose))
         yield

@@ -31,7 +31,8 @@ FORMAT, SCHEMA = "kd-bench results", 1
 INDEX = "pack.json"  # the last member of a pack: the SHA-256 of every other one
 RUN_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 RUN_FILE = r"(config\.json|result\.json|examined\.json|error\.json|log\.txt|weights\.pt|last\.pt)"
-MEMBER = rf"(reports/{RUN_ID}/)?plan\.json|runs/{RUN_ID}/{RUN_FILE}"
+SOURCE_FILE = r"([A-Za-z_]\w*/)*([A-Za-z_]\w*\.py|source\.json)"  # of a person's own code, as bench.usercode keeps it
+MEMBER = rf"(reports/{RUN_ID}/)?plan\.json|runs/{RUN_ID}/{RUN_FILE}|{store.SOURCES}/[0-9a-f]{{16}}/{SOURCE_FILE}"
 BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 FINISHED, FURTHER, WEIGHTS, NEWS = "finished", "with a further checkpoint", "with weights", "with a failure or a log"
@@ -67,8 +68,18 @@ def unpack(file: Path, out: Path) -> Merged:
             counts[kind] += 1
             if note:
                 notes.append(f"{run_id}: {note}")
+        _merge_sources(stage, out)
         _merge_plans(stage, out)
         return Merged(counts, tuple(notes))
+
+
+def _merge_sources(stage: Path, out: Path) -> None:
+    """A person's own code that is not here yet. Its folder is named by its content, which is checked at each use."""
+    for folder in sorted((stage / store.SOURCES).glob("*")):
+        there = out / store.SOURCES / folder.name
+        if not there.exists():
+            there.parent.mkdir(exist_ok=True)
+            os.replace(folder, there)
 
 
 def _merge_plans(stage: Path, out: Path) -> None:

@@ -98,7 +98,9 @@ def pack(
             with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 index, room = {}, limit
                 plans = [out / store.KEPT, *(folder / store.KEPT for folder, _ in states.other_grids(out))]
-                named = [(path.relative_to(out).as_posix(), path) for path in plans]
+                own_code = [path for path in sorted((out / store.SOURCES).rglob("*")) if path.is_file()]
+                named = [(path.relative_to(out).as_posix(), path) for path in (*plans, *own_code)]
+                named = [(name, path) for name, path in named if re.fullmatch(merge.MEMBER, name)]
                 for name, path in [*named, *((file.name, file.path) for file in files)]:
                     content = _content(path)
                     if content is None:
@@ -112,7 +114,7 @@ def pack(
                         room -= cost
                     _add(tar, name, content, path)
                     index[name] = hashlib.sha256(content).hexdigest()
-                    if path.name != store.KEPT:
+                    if name.startswith("runs/"):
                         packed[path.name] += 1
                         runs.add(path.parent.name)
                 said = {"format": merge.FORMAT, "schema": merge.SCHEMA, "weights": weights, "files": index}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from pathlib import Path
 
+from bench import store
 from bench.surroundings.provenance import SNAPSHOT, code_version
 
 ROOT = Path(__file__).parents[2]
@@ -26,19 +24,7 @@ def take(out: Path) -> Path:
     folder = out.resolve() / "code" / hashed.hexdigest()[:12]
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        for name, content in [*contents.items(), (SNAPSHOT, version.encode())]:
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # somebody else has just made the same one
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    store.write_folder(folder, {**contents, SNAPSHOT: version.encode()})
     return folder
 
 

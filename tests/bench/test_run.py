@@ -10,7 +10,7 @@ import pytest
 
 from bench import grid as grids
 from bench import protocol as protocols
-from bench.run import Run, Teacher, canonical_json, seed_for
+from bench.run import Network, Run, Teacher, canonical_json, seed_for
 from methods import check
 
 STANDARD = protocols.load("standard")
@@ -55,6 +55,8 @@ def test_every_field_is_in_the_hash():
         "precision": "tf32",
         "data": base.data.model_copy(update={"train_images": 5000}),
         "protocol": base.protocol.model_copy(update={"version": 2}),
+        "method_digest": "0" * 64,
+        "networks": {"resnet20": Network(factory="torchvision.models.resnet18")},
     }
     assert set(changed) == set(Run.model_fields)
     assert len({base.hash8, *(kd(**{key: value}).hash8 for key, value in changed.items())}) == len(changed) + 1

@@ -57,11 +57,11 @@ def test_every_method_has_a_source_and_torch_is_not_needed():
 
 def test_trees_are_written_without_what_versions_of_python_add():
     def tree(text: str) -> str:
-        return sources._written(ast.parse(text).body[0])
+        return sources.written(ast.parse(text).body[0])
 
     function = ast.parse("def f(): pass").body[0]
     function.type_params = []  # from Python 3.12 on
-    assert sources._written(function) == tree("def f():\n    pass")
+    assert sources.written(function) == tree("def f():\n    pass")
     assert tree("f(None)") != tree("f()") and tree("x = 1") != tree("x = True") != tree("x = 1.0")
     assert tree('def f():\n  "a"\n  return 1') == tree('def f():\n  "b"\n  return 1')
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import reproduce
-from bench import store
+from bench import store, usercode
 from jobs import claims, drive, local
 from jobs.carry import merge, pack
 from tests import tiny
@@ -151,6 +151,24 @@ def test_what_travels(there, here):
     carried = {weights: carry(there, here.with_name(weights), weights=weights) for weights in pack.WEIGHTS}
     kept = {w: {p.parent.name for p in here.with_name(w).rglob("weights.pt")} for w in carried}
     assert kept == {"teachers": {TEACHER}, "all": {TEACHER, STUDENT}, "none": set()}
+
+
+def test_a_persons_own_code_travels(there, here):
+    """What a copy is, it is checked for where it is used; one that is here stays as it is."""
+    make(there, TEACHER, top1=50.0)
+    own = there / "own"
+    (own / "parts").mkdir(parents=True)
+    (own / "loss.py").write_text("from parts.near import x\n")
+    (own / "parts" / "near.py").write_text("x = 1\n")
+    source = usercode.read(own / "loss.py", "method")
+    kept = usercode.keep(source, there)
+    usercode.keep(source, there)
+    (kept.with_name(f"{kept.name}.aside-1")).mkdir()
+    (kept.with_name(f"{kept.name}.aside-1") / "old.py").write_text("old")
+    for _ in range(2):
+        carry(there, here)
+        assert usercode.kept(here, source.digest).files == source.files
+        assert [path.name for path in (here / "sources").iterdir()] == [kept.name]
 
 
 def test_only_takes_cells_with_their_teachers(campaign, tmp_path, capsys):
@@ -397,6 +415,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "another tar": (tar_of(folder / "other", {"README.md": b"hello"}), 'it holds "README.md"'),
         "climbs": (tar_of(folder / "climbs", {"../evil": b"x", "pack.json": index({})}), 'it holds "../evil"'),
         "climbs inside": (tar_of(folder / "inside", {"runs/../../last.pt": b"x"}), "no pack of a results folder"),
+        "climbs in code": (tar_of(folder / "code", {f"sources/{'0' * 16}/../x.py": b"x"}), "it holds"),
         "absolute": (tar_of(folder / "absolute", {"/tmp/evil/last.pt": b"x"}), "no pack of a results folder"),
         "link": (tar_of(folder / "link", {}, links={f"runs/{STUDENT}/log.txt": "/etc/passwd"}), "no pack"),
         "odd": (tar_of(folder / "odd", {"plan.json": b"{}", "pack.json": index({"runs/a/log.txt": ""})}), "in both"),
