@@ -146,7 +146,7 @@ def test_usr2_does_not_reach_a_worker(stub, worker):
 def test_the_command_line_and_the_gpu_to_see(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     assert Post(tmp_path, "cpu", 2).environment["CUDA_VISIBLE_DEVICES"] == "7"
-    post = Post(tmp_path, "cuda", 2, per_device=3, gpu="1", data=tmp_path / "data", hung_s=60.0)
+    post = Post(tmp_path, "cuda", 2, per_device=3, slots=6, together=4, gpu="1", data=tmp_path / "data", hung_s=60.0)
     assert post.environment["CUDA_VISIBLE_DEVICES"] == "1" and post.environment["OMP_NUM_THREADS"] == "2"
     options = dict(zip(post.command[3::2], post.command[4::2], strict=True))
     assert options == {
@@ -154,6 +154,8 @@ def test_the_command_line_and_the_gpu_to_see(tmp_path, monkeypatch):
         "--device": "cuda",
         "--threads": "2",
         "--per-device": "3",
+        "--slots": "6",
+        "--together": "4",
         "--hung-s": "60.0",
         "--data": str(tmp_path / "data"),
     }
