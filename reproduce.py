@@ -163,7 +163,7 @@ def _main(args: argparse.Namespace) -> int:
         return _status(args)
     if args.report or args.compare:
         return _report(args)
-    _say_first(f"reading grid {_name(args)} ...")
+    _say_first(f"reading grid {_name(args)} ...", in_a_log=not args.dry_run)
     slurm = _uses_slurm(args)
     from jobs import plan as plans  # torch is slow to import: what reads files only should not wait for it
 
@@ -176,10 +176,10 @@ def _main(args: argparse.Namespace) -> int:
     return (drive.submit if slurm else drive.execute)(plan, _request(args))
 
 
-def _say_first(what: str) -> None:
-    """One line before an import that takes seconds, for a person who waits: on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"kd-bench: {what}", file=sys.stderr, flush=True)
+def _say_first(what: str, in_a_log: bool = False) -> None:
+    """One line before an import that takes seconds, for a person who waits at a terminal, or looks at the log."""
+    if sys.stderr.isatty() or in_a_log:
+        print(f"kd-bench: {what}", file=sys.stderr if sys.stderr.isatty() else sys.stdout, flush=True)
 
 
 def _name(args: argparse.Namespace) -> str:

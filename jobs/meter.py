@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import cost
+from bench.datasets import facts
 from bench.experiment import Site
 from bench.run import Run
 from bench.surroundings.provenance import device_name
+from bench.training.evaluate import BATCH, due
 
 LEAST_S = 2.0  # of steps, before they tell a speed
-WINDOW_S = 300.0  # the speed is that of so long, or of an epoch where that is longer: a machine gets more or less busy
+WINDOW_S = 120.0  # the speed is that of so long: a machine gets more or less busy
 
 
 @dataclass
@@ -30,7 +32,6 @@ class Mark(NamedTuple):
     """Where a run was at a time."""
 
     at_s: float
-    steps: int
     work: float  # steps and evaluations, in steps
 
 
@@ -57,6 +58,7 @@ class Meter:
         self.at: tuple[int, int, int] | None = None  # epoch under way, its steps so far and in all
         self.marks: deque[Mark] = deque()
         self.evaluated = 0  # epochs that are through with their evaluation
+        self.batches = 0  # of the evaluation under way
         self.pulse, self.seen = pulse, 0
 
     def on_step(self, epoch: int, step: int, steps: int) -> None:
@@ -64,12 +66,15 @@ class Meter:
         if self.at is None:  # the heartbeat's thread finds a mark wherever it finds `at`
             self.evaluated = epoch - 1
             self.marks.append(self._mark(epoch, step, steps))
+        elif step == steps and self.at == (epoch, step, steps):
+            self.batches += 1
         self.at = epoch, step, steps
         self.pulse.ticks += 1
 
     def on_epoch(self, epoch: int, top1: float | None) -> None:
         """Its evaluation is done, too; `top1` is None where there was none."""
-        self.evaluated, self.top1 = epoch, self.top1 if top1 is None else top1
+        self.batches, self.evaluated = 0, epoch
+        self.top1 = self.top1 if top1 is None else top1
         self.done_so_far()
 
     def done_so_far(self) -> None:
@@ -93,7 +98,7 @@ class Meter:
         if not self.queued:
             self._remember()
         first, last = self.marks[0], self.marks[-1]
-        if last.steps > first.steps and last.at_s - first.at_s >= LEAST_S:
+        if last.work > first.work and last.at_s - first.at_s >= LEAST_S:
             per_s = (last.work - first.work) / (last.at_s - first.at_s)
             whole = self.epochs * steps + self._evaluations(self.epochs)
             progress["images_per_s"] = round(per_s * self.batch, 1)
@@ -103,16 +108,25 @@ class Meter:
 
     def _mark(self, epoch: int, step: int, steps: int) -> Mark:
         done = (epoch - 1) * steps + step
-        return Mark(time.monotonic(), done, done + self._evaluations(self.evaluated))
+        work, batches = self._evaluations(self.evaluated), self.batches
+        if batches:
+            part = batches / self._batches(self.evaluated + 1)
+            work += min(1.0, part) * (self._evaluations(self.evaluated + 1) - work)
+        return Mark(time.monotonic(), done + work)
 
     def _evaluations(self, epochs: int) -> float:
         """Those of so many epochs, in steps."""
         return cost.evaluation_flop(self.run, epochs) / self.step_flop if epochs > 0 else 0.0
 
+    def _batches(self, epoch: int) -> int:
+        """Those of the evaluation after an epoch."""
+        sizes = {"test": facts(self.run.data).test, "val": self.run.data.validation or 0}
+        return sum(-(-sizes[part] // BATCH["cuda" if self.queued else "cpu"]) for part in due(self.run, epoch)) or 1
+
     def _remember(self) -> None:
-        marks, mark, an_epoch = self.marks, self._mark(*self.at), self.at[2]
+        marks, mark = self.marks, self._mark(*self.at)
         marks.append(mark)
-        while len(marks) > 2 and mark.at_s - marks[1].at_s >= WINDOW_S and mark.steps - marks[1].steps >= an_epoch:
+        while len(marks) > 2 and mark.at_s - marks[1].at_s >= WINDOW_S:
             marks.popleft()
 
 

@@ -193,7 +193,7 @@ def _running(running: Mapping[str, claims.Holder | None]) -> list[str]:
     for run_id, holder in list(running.items())[:MOST_RUNNING]:
         if holder is None:  # it has just ended
             continue
-        seen = holder.progress
+        seen = remaining.carried_on(holder.progress)
         rows.append(
             (
                 run_id,
@@ -210,7 +210,7 @@ def _running(running: Mapping[str, claims.Holder | None]) -> list[str]:
 def _left(seen: Mapping[str, Any]) -> str:
     if seen.get("idle_s", 0.0) > QUIET_S:
         return f"no step for {duration(seen['idle_s'])}"
-    return duration(remaining.carried_on(seen)["left_s"]) if "left_s" in seen else ""
+    return duration(seen["left_s"]) if "left_s" in seen else ""
 
 
 def _where(holder: claims.Holder) -> str:
