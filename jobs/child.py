@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ class Child:
     """
 
     post: Post
-    stderr: int | None = None  # where its errors go; None: where ours do
+    stderr: Callable[[], int | None] = lambda: None  # a descriptor for its errors; None: where ours go
     order: tuple[str, ...] = ()
     answers: dict[str, Answer] = field(default_factory=dict)  # on the runs of the order, by run id
     no_device: bool = False  # it ended because its device is not there
@@ -175,7 +175,7 @@ class Child:
                 pipesize=1 << 20,  # where the system knows it: an order need not wait until the worker reads
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self.stderr,
+                stderr=self.stderr(),
                 env=self.post.environment,
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is the driver's to handle: workers are told through their input

@@ -137,7 +137,7 @@ def execute(
     At most `together` runs share a process; None: all that fit, as long as every slot has work.
     """
     todo = _Queue(plan, out, where.lanes, together, plan.to_do)
-    team = _team(where, out, data_root, hung_s, together or 0, progress.stderr)
+    team = _team(where, out, data_root, hung_s, together or 0, lambda: progress.stderr)
     looked = time.monotonic()
     reason = None
     try:
@@ -165,7 +165,12 @@ def execute(
 
 
 def _team(
-    where: Slots, out: Path, data_root: Path | None, hung_s: float, together: int = 0, stderr: int | None = None
+    where: Slots,
+    out: Path,
+    data_root: Path | None,
+    hung_s: float,
+    together: int = 0,
+    stderr: Callable[[], int | None] = lambda: None,
 ) -> list[Child]:
     return [
         Child(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -159,3 +160,16 @@ def test_the_command_line_and_the_gpu_to_see(tmp_path, monkeypatch):
         "--hung-s": "60.0",
         "--data": str(tmp_path / "data"),
     }
+
+
+def test_its_errors_go_where_they_are_asked_for(tmp_path, monkeypatch):
+    """Asked at each start: the display that took them may have ended since."""
+    read, write = os.pipe()
+    monkeypatch.setattr(child, "PROGRAM", (sys.executable, "-c", "import sys; print('a warning', file=sys.stderr)"))
+    worker = Child(Post(tmp_path / "out", "cpu", 1), stderr=lambda: write)
+    worker.give({"run": {}})
+    while worker.alive:
+        worker.hear(1.0)
+    os.close(write)
+    with os.fdopen(read) as errors:
+        assert errors.read() == "a warning\n"
