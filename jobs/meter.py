@@ -18,6 +18,7 @@ from bench.surroundings.provenance import device_name
 from bench.training.evaluate import BATCH, due
 
 LEAST_S = 2.0  # of steps, before they tell a speed
+EVALUATION = 0.5  # of its FLOP in steps, before one is measured: no gradients, larger batches
 WINDOW_S = 120.0  # the speed is that of so long: a machine gets more or less busy
 
 
@@ -32,7 +33,8 @@ class Mark(NamedTuple):
     """Where a run was at a time."""
 
     at_s: float
-    work: float  # steps and evaluations, in steps
+    steps: int
+    evaluations: float  # in steps, by their FLOP
 
 
 class Meter:
@@ -59,17 +61,33 @@ class Meter:
         self.marks: deque[Mark] = deque()
         self.evaluated = 0  # epochs that are through with their evaluation
         self.batches = 0  # of the evaluation under way
+        self.epoch_began = self.epoch_ended = 0.0  # the first and the last step of the epoch under way, on a CPU
+        self.evaluation = EVALUATION
         self.pulse, self.seen = pulse, 0
 
     def on_step(self, epoch: int, step: int, steps: int) -> None:
         """Called at every step: no file, no clock but once."""
-        if self.at is None:  # the heartbeat's thread finds a mark wherever it finds `at`
-            self.evaluated = epoch - 1
+        before = self.at
+        if before is None:  # the heartbeat's thread finds a mark wherever it finds `at`
+            self.evaluated, self.epoch_began = epoch - 1, time.monotonic() if step == 1 else 0.0
             self.marks.append(self._mark(epoch, step, steps))
-        elif step == steps and self.at == (epoch, step, steps):
-            self.batches += 1
+        elif before[0] != epoch:
+            self._begin_epoch(steps)
+        elif step == steps:
+            if before == (epoch, step, steps):
+                self.batches += 1
+            else:
+                self.epoch_ended = time.monotonic()
         self.at = epoch, step, steps
         self.pulse.ticks += 1
+
+    def _begin_epoch(self, steps: int) -> None:
+        """The first step of an epoch: what came since the last one's steps was evaluation, of this run and others."""
+        now, began, ended = time.monotonic(), self.epoch_began, self.epoch_ended
+        by_flop = self._evaluations(self.evaluated) - self._evaluations(self.evaluated - 1)
+        if 0 < began < ended and steps > 1 and by_flop and not self.queued:
+            self.evaluation = (now - ended) / ((ended - began) / (steps - 1)) / by_flop
+        self.epoch_began, self.epoch_ended = now, 0.0
 
     def on_epoch(self, epoch: int, top1: float | None) -> None:
         """Its evaluation is done, too; `top1` is None where there was none."""
@@ -98,12 +116,13 @@ class Meter:
         if not self.queued:
             self._remember()
         first, last = self.marks[0], self.marks[-1]
-        if last.work > first.work and last.at_s - first.at_s >= LEAST_S:
-            per_s = (last.work - first.work) / (last.at_s - first.at_s)
-            whole = self.epochs * steps + self._evaluations(self.epochs)
+        done = self._work(last) - self._work(first)
+        if done > 0 and last.at_s - first.at_s >= LEAST_S:
+            per_s = done / (last.at_s - first.at_s)
+            whole = self.epochs * steps + self.evaluation * self._evaluations(self.epochs)
             progress["images_per_s"] = round(per_s * self.batch, 1)
             progress["whole_s"] = round(whole / per_s, 1)
-            progress["left_s"] = round(max(0.0, (whole - last.work) / per_s - (now - last.at_s)), 1)
+            progress["left_s"] = round(max(0.0, (whole - self._work(last)) / per_s - (now - last.at_s)), 1)
         return progress
 
     def _mark(self, epoch: int, step: int, steps: int) -> Mark:
@@ -112,10 +131,14 @@ class Meter:
         if batches:
             part = batches / self._batches(self.evaluated + 1)
             work += min(1.0, part) * (self._evaluations(self.evaluated + 1) - work)
-        return Mark(time.monotonic(), done + work)
+        return Mark(time.monotonic(), done, work)
+
+    def _work(self, mark: Mark) -> float:
+        """What was done until then, in steps."""
+        return mark.steps + self.evaluation * mark.evaluations
 
     def _evaluations(self, epochs: int) -> float:
-        """Those of so many epochs, in steps."""
+        """Those of so many epochs, in steps by their FLOP."""
         return cost.evaluation_flop(self.run, epochs) / self.step_flop if epochs > 0 else 0.0
 
     def _batches(self, epoch: int) -> int:

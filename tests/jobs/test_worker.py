@@ -377,9 +377,9 @@ def test_progress_is_worked_out_when_asked_for(tmp_path, clock):
     assert {"images_per_s", "left_s"}.isdisjoint(seen_by.measure())
     clock[0] += 4
     seen_by.on_step(1, 4, 4)
-    # Of two evaluations each is as long as 1,000 forward passes of the student, a step as 32 times three of these and
-    # one of its teacher, which here is as large.
-    evaluation = 1_000 / (32 * 4)
+    # Of two evaluations each is taken to be half as long as 1,000 forward passes of the student, where a step is 32
+    # times three of these and one of its teacher, which here is as large.
+    evaluation = 1_000 / (32 * 4) / 2
     seen = seen_by.measure()
     assert (seen["epoch"], seen["step"], seen["steps"], seen["top1"]) == (0, 4, 4, 7.5)
     assert seen["images_per_s"] == pytest.approx(32 * 2 / 4)
@@ -401,6 +401,23 @@ def test_progress_is_worked_out_when_asked_for(tmp_path, clock):
     told = json.loads(json.dumps(seen_by.measure()))
     assert claims._checked(told) == told and told["device"] and told["devices"] == torch.get_num_threads() / 2
     assert told["slots"] == 4 and told["threads"] == torch.get_num_threads() and "together" not in told
+
+
+def test_an_evaluation_that_was_seen_tells_how_long_the_next_takes(tmp_path, clock):
+    """Four steps of a second, then twenty seconds until the next epoch begins, whoever was evaluated meanwhile."""
+    seen_by = meter.Meter(tiny.run(tmp_path, "vanilla"), {}, meter.Pulse())
+    for step in range(1, 5):
+        seen_by.on_step(1, step, 4)
+        clock[0] += step < 4
+    clock[0] += 5
+    seen_by.on_step(1, 4, 4)
+    seen_by.on_epoch(1, 10.0)
+    clock[0] += 15
+    seen_by.on_step(2, 1, 4)
+    seen = seen_by.measure()
+    # Since the first of them four steps and an evaluation took 23 s, which is as fast as one a second; left are three
+    # more, and an evaluation.
+    assert seen["left_s"] == pytest.approx(23 / (4 + 20) * (3 + 20), abs=0.1)
 
 
 def test_the_speed_is_that_of_the_last_minutes(tmp_path, clock):
@@ -428,9 +445,9 @@ def test_steps_that_are_queued_tell_a_speed_where_the_device_was_waited_for(tmp_
         seen_by.on_step(2, step, 4)
     clock[0] += 10
     seen = seen_by.measure()
-    # Three steps in 30 s since the first was seen; one evaluation follows the last epoch (1,000 images to 3 x 32).
+    # Three steps in 30 s since the first was seen; one evaluation follows (half of 1,000 images to 3 x 32).
     assert seen["images_per_s"] == pytest.approx(32 * 3 / 30)
-    assert seen["left_s"] == pytest.approx(10 * (4 + 1_000 / 96) - 10, abs=0.1)
+    assert seen["left_s"] == pytest.approx(10 * (4 + 1_000 / 96 / 2) - 10, abs=0.1)
 
 
 def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
