@@ -163,6 +163,7 @@ def _main(args: argparse.Namespace) -> int:
         return _status(args)
     if args.report or args.compare:
         return _report(args)
+    _say_first(f"reading grid {_name(args)} ...", in_a_log=not args.dry_run)
     slurm = _uses_slurm(args)
     from jobs import plan as plans  # torch is slow to import: what reads files only should not wait for it
 
@@ -173,6 +174,16 @@ def _main(args: argparse.Namespace) -> int:
     from jobs import drive
 
     return (drive.submit if slurm else drive.execute)(plan, _request(args))
+
+
+def _say_first(what: str, in_a_log: bool = False) -> None:
+    """One line before an import that takes seconds, for a person who waits at a terminal, or looks at the log."""
+    if sys.stderr.isatty() or in_a_log:
+        print(f"kd-bench: {what}", file=sys.stderr if sys.stderr.isatty() else sys.stdout, flush=True)
+
+
+def _name(args: argparse.Namespace) -> str:
+    return f'"{args.grid or "full"}"'
 
 
 def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
@@ -203,6 +214,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     outline = _outline(args)
+    _say_first(f"reading {args.out} ...")
     from jobs import results, states  # pandas is slow to import, and a wrong request need not wait for it
 
     columns: tuple[str, ...] = ()
@@ -307,6 +319,7 @@ def _is_quick(args: argparse.Namespace) -> bool:
 
 
 def _cancel(args: argparse.Namespace) -> int:
+    _say_first(f"asking SLURM for the jobs of {args.out} ...")
     from jobs.slurm import submission as slurm
 
     print(slurm.cancel(args.out))
@@ -377,6 +390,7 @@ def _outline(args: argparse.Namespace):
             if getattr(args, name) is not None:
                 raise BadInput(f"--{name} needs --grid: without it the plan kept in --out is shown as it is")
         return kept
+    _say_first(f"reading grid {_name(args)} ...")
     from jobs import plan as plans  # imports torch, as little that reads files only should
 
     return plans.outline(_grid(args))

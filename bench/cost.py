@@ -30,6 +30,11 @@ def teacher_flop(run: Run) -> float:
     return 2.0 * _macs(run, run.teacher.arch) * _images_a_step(run) if run.teacher else 0.0
 
 
+def shared_flop(run: Run) -> float:
+    """The part of `cost_flop` that is the teacher's pass."""
+    return cost_flop(run) * teacher_flop(run) / step_flop(run) if run.train and run.teacher else 0.0
+
+
 def _images_a_step(run: Run) -> int:
     return run.train.batch * (2 if run.data.views == "paired" else 1)
 
@@ -42,13 +47,14 @@ def steps(run: Run) -> int:
     return -(-images // run.train.batch) * run.train.epochs
 
 
-def evaluation_flop(run: Run) -> float:
-    """FLOP of the student forward over all images that it is evaluated on, during training and after it."""
-    epochs, test = run.train.epochs if run.train else 1, facts(run.data).test
+def evaluation_flop(run: Run, epochs: int | None = None) -> float:
+    """FLOP of the student forward over all images that it is evaluated on in its first `epochs`; None: in all."""
+    last, test = run.train.epochs if run.train else 1, facts(run.data).test
+    epochs = last if epochs is None else epochs
     if run.train is None or run.data.validation is None:
         images = test * epochs
     else:
-        images = run.data.validation * epochs + test
+        images = run.data.validation * epochs + (test if epochs >= last else 0)
     return 2.0 * _macs(run, run.student) * images
 
 

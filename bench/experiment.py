@@ -42,6 +42,8 @@ class Site:
     data_root: Path | None = None
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
     per_device: int = 1  # processes that share a GPU
+    slots: int = 0  # processes in all that the driver works with; 0: not known
+    together: int = 0  # runs that share one at most; 0: all that fit
 
     @property
     def devices(self) -> float:

@@ -20,7 +20,7 @@ import zoo
 from bench import outside, store, trial, usercode
 from bench import protocol as protocols
 from bench.cells import Cell
-from bench.cost import cost_flop
+from bench.cost import cost_flop, shared_flop
 from bench.datasets import facts, identified, train_size
 from bench.run import Network, Precision, Run, Teacher, canonical_json
 from bench.surroundings import paths, yamlio
@@ -443,5 +443,6 @@ def keep(grid: Grid, out: Path) -> None:
             "cells": [asdict(cell) for cell in grid.cells],
             "runs": {run_id: run.model_dump(mode="json") for run_id, run in grid.runs.items()},
             "flop": {run_id: cost_flop(run) for run_id, run in grid.runs.items()},
+            "shared_flop": {run_id: shared_flop(run) for run_id, run in grid.runs.items()},
         },
     )

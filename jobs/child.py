@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class Post:
     device: str  # "cpu" or "cuda"
     threads: int
     per_device: int = 1  # workers that share the device
+    slots: int = 0  # workers in all, for whoever works out the time left; 0: not known
+    together: int = 0  # runs that share one at most; 0: all that fit
     gpu: str | None = None  # the one it is to see, as CUDA_VISIBLE_DEVICES names it; None: as they are
     data: Path | None = None
     hung_s: float = claims.HUNG_S  # without a step, after which it counts as hung
@@ -53,6 +55,8 @@ class Post:
             "--device": self.device,
             "--threads": self.threads,
             "--per-device": self.per_device,
+            "--slots": self.slots,
+            "--together": self.together,
             "--hung-s": self.hung_s,
             **({"--data": self.data.resolve()} if self.data else {}),
         }
@@ -78,6 +82,7 @@ class Child:
     """
 
     post: Post
+    stderr: Callable[[], int | None] = lambda: None  # a descriptor for its errors; None: where ours go
     order: tuple[str, ...] = ()
     answers: dict[str, Answer] = field(default_factory=dict)  # on the runs of the order, by run id
     no_device: bool = False  # it ended because its device is not there
@@ -170,6 +175,7 @@ class Child:
                 pipesize=1 << 20,  # where the system knows it: an order need not wait until the worker reads
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=self.stderr(),
                 env=self.post.environment,
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is the driver's to handle: workers are told through their input

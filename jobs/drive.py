@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def execute(plan: Plan, request: Request) -> int:
     print(plans.describe(plan, verbose=False, out=request.out))
     where = local.slots(device, request.slots)
     progress = Progress(plan, request.out, workers=len(where.devices) * where.per_device)
-    with _stop_signals() as stopped:
+    with progress, _stop_signals(progress.stopping) as stopped:
         deadline = time.monotonic() + 60 * request.time_budget_min if request.time_budget_min else None
 
         def should_stop() -> str | None:
@@ -142,7 +142,8 @@ def _no_cuda(all_wanted: Collection[cluster.Resources]) -> str | None:
 
 def _wait(plan: Plan, queued: list[str], request: Request) -> int:
     progress = Progress(plan, request.out, workers=1)
-    with _stop_signals("stopping to follow: the jobs go on, --cancel ends them") as stopped:
+    words = "stopping to follow: the jobs go on, --cancel ends them"
+    with progress, _stop_signals(progress.stopping, words) as stopped:
         reason = follow.follow(plan, request.out, queued, progress, lambda: "interrupted" if stopped.is_set() else None)
     progress.finish()
     left = plans.make(plan.grid, request.out, request.only)
@@ -186,8 +187,12 @@ def _check_writable(out: Path) -> None:
 class _stop_signals:
     """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C is a KeyboardInterrupt again."""
 
-    def __init__(self, says: str = "stopping: workers write their checkpoints (once more to kill them)") -> None:
-        self.says = says
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        says: str = "stopping: workers write their checkpoints (once more to kill them)",
+    ) -> None:
+        self.say, self.says = say, says
 
     def __enter__(self) -> threading.Event:
         self.event = threading.Event()
@@ -199,7 +204,7 @@ class _stop_signals:
 
     def _ask(self, number: int, frame: object) -> None:
         if not self.event.is_set():
-            print(f"\n{self.says}", flush=True)
+            self.say(self.says)
         self.event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -137,7 +137,7 @@ def execute(
     At most `together` runs share a process; None: all that fit, as long as every slot has work.
     """
     todo = _Queue(plan, out, where.lanes, together, plan.to_do)
-    team = _team(where, out, data_root, hung_s)
+    team = _team(where, out, data_root, hung_s, together or 0, lambda: progress.stderr)
     looked = time.monotonic()
     reason = None
     try:
@@ -164,7 +164,14 @@ def execute(
     return reason
 
 
-def _team(where: Slots, out: Path, data_root: Path | None, hung_s: float) -> list[Child]:
+def _team(
+    where: Slots,
+    out: Path,
+    data_root: Path | None,
+    hung_s: float,
+    together: int = 0,
+    stderr: Callable[[], int | None] = lambda: None,
+) -> list[Child]:
     return [
         Child(
             Post(
@@ -173,9 +180,12 @@ def _team(where: Slots, out: Path, data_root: Path | None, hung_s: float) -> lis
                 gpu=None if device == "cpu" else device,
                 threads=where.threads,
                 per_device=where.per_device,
+                slots=where.per_device * len(where.devices),
+                together=together,
                 data=data_root,
                 hung_s=hung_s,
-            )
+            ),
+            stderr=stderr,
         )
         for _ in range(where.per_device)
         for device in where.devices
@@ -272,6 +282,7 @@ def _dismiss(team: list[Child], progress: Progress) -> None:
     deadline = time.monotonic() + GRACE_S
     try:
         while (left := [worker for worker in team if worker.alive]) and time.monotonic() < deadline:
+            progress.tick()
             for worker in child.ready(left, POLL_S):
                 for run_id, outcome, message in worker.hear():
                     if outcome in say:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bench import cohorts, store
-from bench.cost import cost_flop
+from bench.cost import cost_flop, shared_flop
 from bench.grid import Grid
 from bench.measure import calibration
 from bench.measure.calibration import Calibration
@@ -60,7 +60,7 @@ def make(grid: Grid, out: Path, only: Iterable[str] = ()) -> Plan:
 def outline(grid: Grid) -> Outline:
     """A grid as its states need it."""
     runs = {
-        run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, cost_flop(run))
+        run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, cost_flop(run), shared_flop(run))
         for run_id, run in grid.runs.items()
     }
     protocol = grid.protocol

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Wanted:
     seed: int
     teacher: str | None  # the run id of its teacher
     flop: float | None  # its cost; None where plan.json does not say
+    shared_flop: float = 0.0  # of it the teacher's pass, which runs that train together have in common
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,14 @@ def read_kept(out: Path) -> Outline | None:
         kept = store.read_json(path)
         if kept is None:
             return None
-        flop = kept.get("flop", {})  # not in files of the first version
+        flop, shared = kept.get("flop", {}), kept.get("shared_flop", {})  # not in files of earlier versions
         runs = {
-            _text(run_id): Wanted(int(run["seed"]), run["teacher"] and run["teacher"]["run_id"], flop.get(run_id))
+            _text(run_id): Wanted(
+                int(run["seed"]),
+                run["teacher"] and run["teacher"]["run_id"],
+                flop.get(run_id),
+                shared.get(run_id, 0.0),
+            )
             for run_id, run in kept["runs"].items()
         }
         cells = tuple(map(_cell, kept["cells"]))
@@ -74,7 +81,7 @@ def read_kept(out: Path) -> Outline | None:
         named = {run_id for cell in cells for run_id in cell.run_ids}
         if not named or not {*named, *(run.teacher for run in runs.values() if run.teacher)} <= set(runs):
             raise ValueError("its cells and runs do not fit together")
-        if not all(run.flop is None or 0 <= run.flop < float("inf") for run in runs.values()):
+        if not all(run.flop is None or 0 <= run.shared_flop <= run.flop < float("inf") for run in runs.values()):
             raise ValueError("a cost is not a number")
         protocol = kept["protocol"]
         asked = tuple(map(_text, kept.get("asked", ())))
@@ -239,6 +246,31 @@ def fraction_done(progress: Mapping[str, Any]) -> float:
         return 0.0
     within = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
     return min(1.0, max(0.0, (progress.get("epoch", 0) + within) / progress["epochs"]))
+
+
+def places(outline: Outline) -> dict[str, Cell]:
+    """The first cell that each run is of."""
+    found: dict[str, Cell] = {}
+    for cell in outline.cells:
+        for run_id in cell.run_ids:
+            found.setdefault(run_id, cell)
+    return found
+
+
+def names(outline: Outline, places: Mapping[str, Cell], run_ids: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Runs that train together, for a person: their pair (or teacher), their seed, and their rows of the table."""
+    cells = [places[run_id] for run_id in run_ids if run_id in places]
+    methods = [cell.label for cell in cells]
+    taught = [cell for cell in cells if cell.role == "method"] or cells
+    if taught and all(cell.role == "teacher" for cell in taught):
+        pair = taught[0].teacher
+    elif {cell.role for cell in taught} == {"student"}:
+        pair = taught[0].student
+    else:
+        ends = [{*map(attrgetter(name), taught)} for name in ("teacher", "student")]
+        pair = " → ".join(next(iter(some)) if len(some) == 1 else f"{len(some)} networks" for some in ends)
+    seeds = sorted({outline.runs[run_id].seed for run_id in run_ids})
+    return pair, "s" + ",".join(map(str, seeds)), methods
 
 
 def _progress(progress: Mapping[str, Any]) -> str:

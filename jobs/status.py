@@ -11,7 +11,7 @@ from typing import Any
 from bench import store
 from bench.cells import RunStatus
 from bench.surroundings import sources
-from jobs import claims, states
+from jobs import claims, remaining, states
 from jobs.slurm import records
 from jobs.states import Outline, States
 
@@ -33,6 +33,7 @@ def report(outline: Outline, out: Path, found: States) -> str:
             headline(outline, found),
             *unread,
             *_hours(outline, found, running),
+            *_left_in_all(outline, out, found, running),
             *_running(running),
             *_list("submitted, waiting", [f"{run_id}  job {jobs[run_id]}" for run_id in queued]),
             *_failed(out, found),
@@ -166,12 +167,33 @@ def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder 
     return [f"spent: {spent}; about {total} expected in all, by the speed of {_count(runs, 'finished run')}"]
 
 
+def about(left: remaining.Left | None) -> str:
+    """The time left, as it is said wherever it is; "" where it is not known."""
+    return f"{'more than' if left.at_least else 'about'} {duration(left.seconds)}" if left else ""
+
+
+def _left_in_all(outline: Outline, out: Path, found: States, running: Mapping[str, claims.Holder | None]) -> list[str]:
+    """Until all is done with the processes that are at work; nothing where none is, or nothing can be told yet."""
+    at_work = {run_id: holder for run_id, holder in running.items() if holder}
+    pending = found.of("missing", "interrupted")
+    begun = {run_id: _holder(out, run_id) for run_id in found.of("interrupted")}
+    seen = {run_id: holder.progress for run_id, holder in {**at_work, **begun}.items() if holder}
+    work = remaining.Work(
+        outline,
+        pending,
+        remaining.companies(at_work),
+        {run_id: remaining.carried_on(said) for run_id, said in seen.items()},
+        {run_id: status.result for run_id, status in found.statuses.items() if status.result},
+    )
+    return [f"time left: {text}"] if at_work and (text := about(work.left())) else []
+
+
 def _running(running: Mapping[str, claims.Holder | None]) -> list[str]:
     rows = [(f"running ({len(running)})", "epoch", "top-1", "images/s", "left", "where")]
     for run_id, holder in list(running.items())[:MOST_RUNNING]:
         if holder is None:  # it has just ended
             continue
-        seen = holder.progress
+        seen = remaining.carried_on(holder.progress)
         rows.append(
             (
                 run_id,

@@ -117,7 +117,8 @@ class Try(experiment.Listener):
         except OSError as error:
             self.end(FAILED, _not_written(self.folder, error))
             return
-        self._meter = Meter(self.run, self._claim.progress, self._pulse)
+        queued = site.device.type == "cuda"
+        self._meter = Meter(self.run, self._claim.progress, self._pulse, together=len(ready), queued=queued)
         self._meter.place = place(site, len(ready))
         self._claim.keep_alive(self._meter.measure)
 
@@ -135,10 +136,11 @@ class Try(experiment.Listener):
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._claim.check()
-        self._meter.top1 = row.get("top1", row.get("val_top1"))
+        self._meter.on_epoch(row["epoch"], row.get("top1", row.get("val_top1")))
         self.say("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
 
     def before_write(self) -> None:
+        self._meter.done_so_far()
         self._claim.check()
 
     def damaged(self, damage: store.Damaged) -> None:
@@ -281,6 +283,8 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--per-device", type=int, default=1, help="workers that share the device")
+    parser.add_argument("--slots", type=int, default=0, help="workers that the driver has; 0: not known")
+    parser.add_argument("--together", type=int, default=0, help="runs that share one at most; 0: all that fit")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S)
     parser.add_argument("--hung-s", type=float, default=claims.HUNG_S, help="without a step: it hangs")
@@ -291,7 +295,8 @@ def main() -> None:
     except BadInput as error:  # not the runs' doing
         print(error, file=sys.stderr)
         sys.exit(NO_DEVICE)
-    site = experiment.Site(args.out, device, args.data, args.checkpoint_every_s, args.per_device)
+    team = {"per_device": args.per_device, "slots": args.slots, "together": args.together}
+    site = experiment.Site(args.out, device, args.data, args.checkpoint_every_s, **team)
 
     def work(orders: Sequence[Order], stop: threading.Event, settle: Settle) -> bool:
         torch.set_num_threads(args.threads)  # a resumed run may have changed it

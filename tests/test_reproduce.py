@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -12,8 +13,10 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import zoo
 from bench import store
 from jobs import plan as plans
 from tests import tiny
+from tests.jobs.screen import shown
 from zoo.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -179,30 +183,76 @@ def test_time_budget(grid, tmp_path):
     assert status == 3 and "time budget used up" in said
 
 
-def test_live_line_on_a_terminal(undisturbed, grid, tmp_path):
-    """On a terminal a status line is redrawn in place; it is gone at the end."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "--grid", str(grid), "--out", str(tmp_path), "--only", "method=teacher", "--no-plots"],
-        stdout=follower,
-        stderr=follower,
-        env={**ENVIRONMENT, "COLUMNS": "100"},
-    )
-    os.close(follower)
-    seen = b""
-    while True:
+class Terminal:
+    """The command on a terminal of its own, which is 100 columns wide; `said` is what it has written so far."""
+
+    def __init__(self, *arguments, **environment) -> None:
+        self.leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        plain = {name: value for name, value in ENVIRONMENT.items() if name not in ("CI", "NO_COLOR")}
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env={**plain, "TERM": "xterm", **environment},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # keys that are pressed reach it
+        )
+        os.close(follower)
+        self._bytes = b""
+
+    @property
+    def said(self) -> str:
+        return self._bytes.decode(errors="replace")
+
+    def until(self, condition) -> None:
+        while not condition(self.said):
+            assert self._read(), self.said
+
+    def press(self, key: bytes) -> None:
+        os.write(self.leader, key)
+
+    def end(self) -> int:
+        while self._read():
+            pass
+        os.close(self.leader)
+        return self.process.wait()
+
+    def _read(self) -> bool:
         try:
-            piece = os.read(leader, 4096)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
-    assert process.wait() == 0
-    text = seen.decode()
-    assert "\r\x1b[K[0/1]" in text
-    screen = [line.rsplit("\x1b[K", 1)[-1] for line in text.split("\n")]
-    assert not any("so far" in line for line in screen)
+            piece = os.read(self.leader, 1 << 16)
+        except OSError:  # the other side is closed
+            return False
+        self._bytes += piece
+        return bool(piece)
+
+
+def test_live_display_on_a_terminal(grid, tmp_path):
+    """Something at once, then a bar for what is at work; lines of what is done stay, and the display goes."""
+    terminal = Terminal("--grid", grid, "--out", tmp_path, "--only", "method=teacher", "--no-plots")
+    terminal.until(lambda said: "\n" in said)
+    assert terminal.said.startswith(f'kd-bench: reading grid "{grid}" ...')
+    terminal.until(lambda said: re.search(r"resnet8 +s0 +Teacher", said))
+    lines = shown(terminal.said)
+    assert any(re.match(r"0 done, 0 failed, 1 running, 0 waiting   \d+s so far", line) for line in lines)
+    assert not any("started" in line for line in lines)
+    assert terminal.end() == 0
+    lines = shown(terminal.said)
+    assert sum("done  top-1" in line for line in lines) == 1
+    assert not any("so far" in line or "━" in line for line in lines)
+
+
+def test_ctrl_c_on_a_terminal(grid, tmp_path):
+    """The display goes, the cursor is there, words and exit status are those of a pipe."""
+    terminal = Terminal("--grid", grid, "--out", tmp_path, "--no-plots", "--slots", "2")
+    terminal.until(lambda said: re.search(r"resnet8 +s0 +Teacher", said))
+    terminal.press(b"\x03")
+    assert terminal.end() == 3
+    lines = shown(terminal.said)
+    assert "stopping: workers write their checkpoints (once more to kill them)" in lines
+    assert "stopped early: interrupted; the same command goes on" in lines
+    assert not any("so far" in line or "━" in line for line in lines) and "\x1b[?25l" not in terminal.said
 
 
 def bomb(path: Path) -> Path:

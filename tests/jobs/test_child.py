@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -146,7 +147,7 @@ def test_usr2_does_not_reach_a_worker(stub, worker):
 def test_the_command_line_and_the_gpu_to_see(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     assert Post(tmp_path, "cpu", 2).environment["CUDA_VISIBLE_DEVICES"] == "7"
-    post = Post(tmp_path, "cuda", 2, per_device=3, gpu="1", data=tmp_path / "data", hung_s=60.0)
+    post = Post(tmp_path, "cuda", 2, per_device=3, slots=6, together=4, gpu="1", data=tmp_path / "data", hung_s=60.0)
     assert post.environment["CUDA_VISIBLE_DEVICES"] == "1" and post.environment["OMP_NUM_THREADS"] == "2"
     options = dict(zip(post.command[3::2], post.command[4::2], strict=True))
     assert options == {
@@ -154,6 +155,21 @@ def test_the_command_line_and_the_gpu_to_see(tmp_path, monkeypatch):
         "--device": "cuda",
         "--threads": "2",
         "--per-device": "3",
+        "--slots": "6",
+        "--together": "4",
         "--hung-s": "60.0",
         "--data": str(tmp_path / "data"),
     }
+
+
+def test_its_errors_go_where_they_are_asked_for(tmp_path, monkeypatch):
+    """Asked at each start: the display that took them may have ended since."""
+    read, write = os.pipe()
+    monkeypatch.setattr(child, "PROGRAM", (sys.executable, "-c", "import sys; print('a warning', file=sys.stderr)"))
+    worker = Child(Post(tmp_path / "out", "cpu", 1), stderr=lambda: write)
+    worker.give({"run": {}})
+    while worker.alive:
+        worker.hear(1.0)
+    os.close(write)
+    with os.fdopen(read) as errors:
+        assert errors.read() == "a warning\n"

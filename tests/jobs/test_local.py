@@ -68,7 +68,7 @@ def test_each_worker_is_pinned_to_its_device(machine, tmp_path, monkeypatch):
     assert [worker.post.environment["CUDA_VISIBLE_DEVICES"] for worker in team] == ["0", "1"] * 3
     for worker in team:
         # On its own the worker sees one GPU, whatever its number on the machine.
-        assert worker.post == Post(tmp_path, "cuda", 2, per_device=3, gpu=worker.post.gpu, hung_s=60.0)
+        assert worker.post == Post(tmp_path, "cuda", 2, per_device=3, slots=6, gpu=worker.post.gpu, hung_s=60.0)
         assert worker.post.environment["OMP_NUM_THREADS"] == "2"
     machine(2, 12, visible="7")
     for worker in local._team(local.slots(CPU, 2), tmp_path, None, 60.0):

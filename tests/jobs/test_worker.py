@@ -357,30 +357,97 @@ def test_a_run_with_a_validation_split(tmp_path, validation):
     assert Run.model_validate(result["config"]).run_id == run.run_id
 
 
-def test_progress_is_worked_out_when_asked_for(tmp_path, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """Both clocks of the meter; add to its only item."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 1e9 + now[0])
+    return now
+
+
+def test_progress_is_worked_out_when_asked_for(tmp_path, clock):
     run = student_run(tmp_path, "kd")  # two epochs; of 4 steps of 32 images
     seen_by = meter.Meter(run, {"epoch": 1, "epochs": 2, "top1": 7.5, "left_s": 99.0, "ticks": 50}, meter.Pulse())
-    now[0] += 5
+    clock[0] += 5
     # Before the first step: where the last claimant was, and nothing of its speed.
-    assert seen_by.measure() == {"epoch": 1, "epochs": 2, "top1": 7.5, "ticks": 0, "idle_s": 5.0, "wall_s": 5.0}
-    seen_by.on_step(1, 3, 4)  # it goes on from a checkpoint after two steps; the first step tells no speed
+    at_first = {"epoch": 1, "epochs": 2, "top1": 7.5, "ticks": 0, "idle_s": 5.0, "wall_s": 5.0, "said_at": 1e9 + 105}
+    assert seen_by.measure() == at_first
+    seen_by.on_step(1, 2, 4)  # it goes on from a checkpoint after one step; the first step tells no speed
     assert {"images_per_s", "left_s"}.isdisjoint(seen_by.measure())
-    now[0] += 2
+    clock[0] += 4
     seen_by.on_step(1, 4, 4)
-    now[0] += 2
-    seen_by.on_step(1, 4, 4)  # a batch of the evaluation: no step, but no standstill
-    seen_by.top1 = 12.25
+    # Of two evaluations each is taken to be half as long as 1,000 forward passes of the student, where a step is 32
+    # times three of these and one of its teacher, which here is as large.
+    evaluation = 1_000 / (32 * 4) / 2
     seen = seen_by.measure()
-    assert (seen["epoch"], seen["step"], seen["steps"], seen["top1"]) == (0, 4, 4, 12.25)
-    assert seen["images_per_s"] == pytest.approx(32 / 4) and seen["left_s"] == pytest.approx(4 * 4)
-    assert (seen["ticks"], seen["idle_s"], seen["wall_s"]) == (3, 0.0, 9.0)
-    now[0] += 60
-    assert seen_by.measure()["idle_s"] == 60.0 and seen_by.measure()["ticks"] == 3
-    seen_by.place = meter.place(experiment.Site(tmp_path, torch.device("cpu")), together=2)
+    assert (seen["epoch"], seen["step"], seen["steps"], seen["top1"]) == (0, 4, 4, 7.5)
+    assert seen["images_per_s"] == pytest.approx(32 * 2 / 4)
+    assert seen["left_s"] == pytest.approx(2 * (4 + 2 * evaluation), abs=0.1)
+    assert seen["whole_s"] == pytest.approx(2 * (8 + 2 * evaluation), abs=0.1)
+    clock[0] += 16
+    seen_by.on_step(1, 4, 4)  # a batch of the evaluation, of ten: no step, but no standstill
+    seen = seen_by.measure()
+    assert seen["left_s"] == pytest.approx(20 / (2 + evaluation / 10) * (4 + 1.9 * evaluation), abs=0.1)
+    clock[0] += 80
+    seen_by.on_epoch(1, 12.25)
+    seen = seen_by.measure()
+    assert seen["top1"] == 12.25 and seen["left_s"] == pytest.approx(100 / (2 + evaluation) * (4 + evaluation), abs=0.1)
+    assert (seen["ticks"], seen["idle_s"], seen["wall_s"]) == (3, 80.0, 105.0)
+    clock[0] += 60
+    assert seen_by.measure()["idle_s"] == 140.0 and seen_by.measure()["ticks"] == 3
+    site = experiment.Site(tmp_path, torch.device("cpu"), slots=4)
+    seen_by.place = meter.place(site, together=2)
     told = json.loads(json.dumps(seen_by.measure()))
     assert claims._checked(told) == told and told["device"] and told["devices"] == torch.get_num_threads() / 2
+    assert told["slots"] == 4 and told["threads"] == torch.get_num_threads() and "together" not in told
+
+
+def test_an_evaluation_that_was_seen_tells_how_long_the_next_takes(tmp_path, clock):
+    """Four steps of a second, then twenty seconds until the next epoch begins, whoever was evaluated meanwhile."""
+    seen_by = meter.Meter(tiny.run(tmp_path, "vanilla"), {}, meter.Pulse())
+    for step in range(1, 5):
+        seen_by.on_step(1, step, 4)
+        clock[0] += step < 4
+    clock[0] += 5
+    seen_by.on_step(1, 4, 4)
+    seen_by.on_epoch(1, 10.0)
+    clock[0] += 15
+    seen_by.on_step(2, 1, 4)
+    seen = seen_by.measure()
+    # Since the first of them four steps and an evaluation took 23 s, which is as fast as one a second; left are three
+    # more, and an evaluation.
+    assert seen["left_s"] == pytest.approx(23 / (4 + 20) * (3 + 20), abs=0.1)
+
+
+def test_the_speed_is_that_of_the_last_minutes(tmp_path, clock):
+    text = tiny.PROTOCOL.replace("train_images: 100", "train_images: 100, validation: 0").replace("s: 2,", "s: 1000,")
+    run = tiny.run(tmp_path, "vanilla", text=text)
+    seen_by = meter.Meter(run, {}, meter.Pulse())
+    for step in range(500):  # a second each, then ten
+        seen_by.on_step(1 + step // 4, 1 + step % 4, 4)
+        clock[0] += 1 if step < 250 else 10
+        seen = seen_by.measure()
+        assert step < 10 or step >= 250 or seen["images_per_s"] == pytest.approx(32, rel=0.1)
+    assert seen["images_per_s"] == pytest.approx(32 / 10, rel=0.05)
+
+
+def test_steps_that_are_queued_tell_a_speed_where_the_device_was_waited_for(tmp_path, clock):
+    """All steps of an epoch are told at once; they are done when it is evaluated."""
+    text = tiny.PROTOCOL.replace("train_images: 100", "train_images: 100, validation: 0")
+    seen_by = meter.Meter(tiny.run(tmp_path, "vanilla", text=text), {}, meter.Pulse(), queued=True)
+    for step in range(1, 5):
+        seen_by.on_step(1, step, 4)
+    clock[0] += 30
+    assert "left_s" not in seen_by.measure() and seen_by.measure()["step"] == 4
+    seen_by.on_epoch(1, None)
+    for step in range(1, 5):
+        seen_by.on_step(2, step, 4)
+    clock[0] += 10
+    seen = seen_by.measure()
+    # Three steps in 30 s since the first was seen; one evaluation follows (half of 1,000 images to 3 x 32).
+    assert seen["images_per_s"] == pytest.approx(32 * 3 / 30)
+    assert seen["left_s"] == pytest.approx(10 * (4 + 1_000 / 96 / 2) - 10, abs=0.1)
 
 
 def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
