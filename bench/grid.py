@@ -27,6 +27,7 @@ from bench.surroundings import paths, yamlio
 from methods import Settings, check
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
+from zoo.published import where_to_get
 
 FOLDER = Path(__file__).parent / "grids"
 
@@ -300,7 +301,11 @@ def _teacher(
     if isinstance(pair, str) or pair.teacher_weights is None:
         return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
     file = _weights_file(pair.teacher_weights)
-    zoo.load_weights(_built(recipe, teacher), file)  # a wrong file is refused before anything starts
+    try:
+        zoo.load_weights(_built(recipe, teacher), file)  # a wrong file is refused before anything starts
+    except BadInput as error:
+        gone = isinstance(error.__cause__, FileNotFoundError)
+        raise BadInput(f"{error}{where_to_get(file) if gone else ''}") from None
     return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
 
 
@@ -310,8 +315,11 @@ def _built(recipe: protocols.Protocol, arch: str) -> zoo.Net:
 
 
 def _weights_file(text: str, folder: Path | None = None) -> Path:
-    file = paths.expand(text, "teacher_weights", folder).resolve()
-    here = paths.expand(text, "teacher_weights")
+    try:
+        file = paths.expand(text, "teacher_weights", folder).resolve()
+        here = paths.expand(text, "teacher_weights")
+    except BadInput as error:
+        raise BadInput(f"{error}{where_to_get(text)}") from None
     if folder and not file.exists() and here.exists():
         raise BadInput(
             f'teacher_weights "{text}" is not in {folder}: a path in a file starts from the file\'s own folder; write'
