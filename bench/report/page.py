@@ -30,6 +30,8 @@ STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "j
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 ANSWERS = ("gain", "accuracy")  # the picture that stands beside the table: the first of these there is
 FOLDED = ("curves", "terms")  # pictures of how runs went, not of what came out
+# Of a run's folder, in the order that they are linked in: what came out, with what settings, the network, how it went.
+FILES = ("result.json", "config.json", "weights.pt", "log.txt", "error.json")
 MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
 CURVE_POINTS = 100
 WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
@@ -170,7 +172,12 @@ def _counts(line: Sequence[CellSummary]) -> str:
 def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], curves: Curves, out: Path | None) -> Html:
     back = tag("a", "to the table", href="#last", class_="up")
     title = tag("h4", f"{clean(summary.cell.label)}: {_pair(summary)}")
-    rows = [_run(run, runs, out) for run in summary.runs]
+    series = {run.seed: points for run in summary.runs if run.state == "done" and (points := curves.top1(run.run_id))}
+    drawn = _curve(series, curves.part(run.run_id for run in summary.runs if run.state == "done"), f"curve-{position}")
+    rows = [
+        _run(run, out, f"#curve-{position}" if drawn and len(series.get(run.seed, ())) > 1 else "")
+        for run in summary.runs
+    ]
     names = (
         "Seed",
         "Top-1, last (%)",
@@ -185,7 +192,6 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     label = f"Runs of {clean(summary.cell.label)} on {_pair(summary)}"
     made = scroll(tag("table", head, tag("tbody", *rows), aria_label=label), label)
-    series = {run.seed: points for run in summary.runs if run.state == "done" and (points := curves.top1(run.run_id))}
     mixed = tag("p", f"Not one measurement, its runs mix {summary.mixed}.", class_="refuted") if summary.mixed else ""
     parts = [
         back,
@@ -193,7 +199,7 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
         tag("p", _standing(summary), class_="soft"),
         mixed,
         made,
-        _curve(series, curves.part(run.run_id for run in summary.runs if run.state == "done")),
+        drawn,
         _config(summary, runs),
     ]
     return tag("article", *parts, id=f"cell-{position}")
@@ -224,11 +230,14 @@ def _standing(summary: CellSummary) -> str:
     return f"Last epoch {_last(summary)}{best}. Runs: {_counts([summary])}."
 
 
-def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
+def _run(run: RunRow, out: Path | None, curve: str) -> Html:
+    """`curve` is the address of the picture that its curve is in, "" where it is in none."""
     seed = tag("th", "?" if run.seed is None else str(run.seed), scope="row")
     if run.state != "done":
         words = f"{run.state}: {run.reason}" if run.reason else run.state
-        return tag("tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out), class_="files"))
+        return tag(
+            "tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out, curve), class_="files")
+        )
     values = (
         _percent(run.top1_last),
         _best(run),
@@ -238,7 +247,7 @@ def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
         duration(run.train_s) if run.train_s else "",  # a checkpoint was not trained here
         run.device,
     )
-    return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out), class_="files"))
+    return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out, curve), class_="files"))
 
 
 def _best(run: RunRow) -> str:
@@ -248,19 +257,20 @@ def _best(run: RunRow) -> str:
     return _percent(run.top1_best)
 
 
-def _files(run: RunRow, out: Path | None) -> Html:
-    """The run's folder and what lies in it, as addresses relative to the page."""
+def _files(run: RunRow, out: Path | None, curve: str) -> Html:
+    """The run's folder and what lies in it, as addresses relative to the page, and its curve on the page."""
     name = tag("code", clean(run.run_id))
+    shown = [tag("a", "curve", href=curve)] if curve else []
     folder = out / "runs" / run.run_id if out else None
     try:
         present = set(os.listdir(folder)) if folder else set()
     except (OSError, ValueError):
         present = set()
     if not present:
-        return name
+        return join([name, *shown], " ")
     address = f"runs/{quote(run.run_id, safe='', errors='replace')}/"
-    files = [name_ for name_ in ("result.json", "log.txt", "error.json") if name_ in present]
-    return join([tag("a", name, href=address), *(tag("a", name_, href=address + name_) for name_ in files)], " ")
+    files = [tag("a", name_, href=address + name_) for name_ in FILES if name_ in present]
+    return join([tag("a", name, href=address), *files, *shown], " ")
 
 
 def _config(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
@@ -322,8 +332,8 @@ def _percent(value: float | None) -> str:
 # ---- curves
 
 
-def _curve(series: Mapping[int | None, Series], part: str) -> Html:
-    """Accuracy over epochs, a line a run; "" where there is nothing to join. `part` says on which images."""
+def _curve(series: Mapping[int | None, Series], part: str, name: str) -> Html:
+    """Accuracy over epochs, a line per run; "" where there is nothing to join. `part` says on which images."""
     series = {seed: points for seed, points in series.items() if len(points) > 1}
     if not series:
         return Html("")
@@ -360,4 +370,4 @@ def _curve(series: Mapping[int | None, Series], part: str) -> Html:
         tag("text", f"epoch {first}", x=LEFT, y=HEIGHT - 3),
         tag("text", str(last), x=WIDTH - 2, y=HEIGHT - 3, text_anchor="end"),
     ]
-    return tag("svg", *axes, clip, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=words)
+    return tag("svg", *axes, clip, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=words, id=name)
