@@ -31,7 +31,13 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 ANSWERS = ("gain", "accuracy")  # the picture that stands beside the table: the first of these there is
 FOLDED = ("curves", "terms")  # pictures of how runs went, not of what came out
 # Of a run's folder, in the order that they are linked in: what came out, with what settings, the network, how it went.
-FILES = ("result.json", "config.json", "weights.pt", "log.txt", "error.json")
+FILES = {
+    "result.json": "result",
+    "config.json": "settings",
+    "weights.pt": "weights",
+    "log.txt": "log",
+    "error.json": "error",
+}
 MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
 CURVE_POINTS = 100
 WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
@@ -269,7 +275,7 @@ def _files(run: RunRow, out: Path | None, curve: str) -> Html:
     if not present:
         return join([name, *shown], " ")
     address = f"runs/{quote(run.run_id, safe='', errors='replace')}/"
-    files = [tag("a", name_, href=address + name_) for name_ in FILES if name_ in present]
+    files = [tag("a", word, href=address + file) for file, word in FILES.items() if file in present]
     return join([tag("a", name, href=address), *files, *shown], " ")
 
 

@@ -189,14 +189,18 @@ def test_runs_of_a_cell_with_curve_settings_and_files(tmp_path: Path):
     grid = Grid(pairs=(A,))
     grid.add("KD", "logit", A, result(71.0, 0, epochs=240), result(72.0, 1, epochs=240), "failed: out of memory")
     ids = grid.cells[0].run_ids
-    for run_id, names in zip(ids, (("result.json", "log.txt"), ("result.json",), ()), strict=True):
+    whole = ("result.json", "config.json", "weights.pt", "log.txt", "last.pt")
+    for run_id, names in zip(ids, (whole, ("result.json",), ()), strict=True):
         (tmp_path / "runs" / run_id).mkdir(parents=True)
         for name in names:
             (tmp_path / "runs" / run_id / name).write_text("{}")
     text, _ = make(grid, out=tmp_path)
     read = check(text)
     files = [a["href"] for a in read.all("a") if not a["href"].startswith("#")]
-    assert f"runs/{ids[0]}/log.txt" in files and f"runs/{ids[1]}/log.txt" not in files
+    linked = [[name.rpartition("/")[2] for name in files if name.startswith(f"runs/{run_id}/")] for run_id in ids]
+    assert linked == [["", *whole[:4]], ["", "result.json"], []]  # a kept result without weights links none
+    (drawn,) = [a["id"] for a in read.all("svg") if a.get("id", "").startswith("curve-")]
+    assert [a["href"] for a in read.all("a")].count(f"#{drawn}") == 2  # of the two that have a curve
     assert all((tmp_path / unquote(name)).exists() for name in files)
     assert "failed: out of memory" in text and '"temperature": 4' in text
     (lines,) = [a["points"] for a in read.all("polyline")][:1]
