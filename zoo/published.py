@@ -1,7 +1,8 @@
 """The published checkpoints that the project knows: what each is, where it comes from, and how to know it again.
 
 `python -m zoo.published` lists them (published.csv; docs/weights.md says where each column comes from).
-`python -m zoo.published FILE ...` says of files whether they are these.
+`python -m zoo.published FILE ...` says of files whether they are these. `python -m zoo.published --get NAME ... DIR`
+puts those that lie at an address of their own at DIR/NAME, and keeps only what has the known digest.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import secrets
+import shutil
 import sys
+import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
 from zoo import formats
-from zoo.errors import BadInput
+from zoo.errors import BadInput, choose
 
 PATH = Path(__file__).with_name("published.csv")
 VARIABLE = "KD_WEIGHTS"  # environment: the folder of published checkpoints, by the names of the list
@@ -93,6 +97,38 @@ def verdict(path: str | os.PathLike[str]) -> str:
     return f"not the published {entry.name}: its {kind} begins {own[:12]}, that of {entry.source} {theirs[:12]}"
 
 
+def get(name: str, folder: Path) -> Path:
+    """Fetch a checkpoint of the list to folder/name, and return that path; one that is there and right is left.
+
+    BadInput, and no file, where it lies in an archive or behind a page, cannot be fetched, or is not the known one.
+    """
+    entries = {entry.name: entry for entry in published()}
+    entry = entries[choose("published checkpoint", name, entries)]
+    target = folder / entry.name
+    if target.exists():
+        if identified(target) == entry:
+            return target
+        raise BadInput(f"{target} is there ({verdict(target)}): move it away, or give another folder")
+    if entry.part:
+        raise BadInput(f"{entry.name} is no single file there: get it by hand from {entry.url} ({entry.part})")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with urllib.request.urlopen(entry.url, timeout=60) as answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            raise BadInput(f"{entry.url} cannot be fetched ({error}): fetch it by hand to {target}") from None
+        if identified(temporary) != entry:
+            raise BadInput(
+                f"what {entry.url} gives is not the known {entry.name}, its digest differs: nothing was kept"
+            )
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
 def where_to_get(path: str | os.PathLike[str]) -> str:
     """What to add to the words about a missing file: where to get it, if it is a published one; else ""."""
     entry = named(path)
@@ -116,8 +152,17 @@ def _digests(path: str | os.PathLike[str]) -> tuple[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where a file is not a known one, 2 for a wrong request."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--get"] and len(arguments) >= 3:
+        try:
+            for name in arguments[1:-1]:
+                target = get(name, Path(arguments[-1]))
+                print(f"{target}: {verdict(target)}")
+        except (BadInput, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
     if any(argument.startswith("-") for argument in arguments):
-        print("usage: python -m zoo.published [FILE ...]", file=sys.stderr)
+        print("usage: python -m zoo.published [FILE ... | --get NAME ... DIR]", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     if not arguments:
         for entry in published():
