@@ -206,6 +206,7 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
         mixed,
         made,
         drawn,
+        _weights_file(summary, runs),
         _config(summary, runs),
     ]
     return tag("article", *parts, id=f"cell-{position}")
@@ -296,6 +297,14 @@ def _config(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
     )
     lines = tag("pre", "\n".join(clean_line(line) for line in text.splitlines()))
     return tag("details", tag("summary", words), lines, _provenance(summary))
+
+
+def _weights_file(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
+    """Of weights that came from a file: where in it they were, what it claims, and which published one it is."""
+    results = [status.result for run in summary.runs if (status := runs.get(run.run_id)) and status.result]
+    files = [file for result in results if isinstance(file := result.get("weights_file"), dict)]
+    words = [str(file[name]) for file in files for name in ("published", "read", "said") if file.get(name)]
+    return tag("p", f"Weights from a file: {clean('; '.join(words))}.", class_="soft") if words else Html("")
 
 
 def _settings(status: RunStatus | None) -> dict[str, Any]:
