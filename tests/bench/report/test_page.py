@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from bench.cells import RunStatus, TableSpec
+from bench.report import drawing
 from bench.report import page as pages
 from bench.report import writing as report
 from bench.report.curves import Curves
@@ -205,8 +206,18 @@ def test_runs_of_a_cell_with_curve_settings_and_files(tmp_path: Path):
     assert "failed: out of memory" in text and '"temperature": 4' in text
     (lines,) = [a["points"] for a in read.all("polyline")][:1]
     points = [tuple(map(float, point.split(","))) for point in lines.split()]
-    assert 80 <= len(points) <= 140 and points[-1][0] == pages.WIDTH - 2 and points == sorted(points)
+    assert 80 <= len(points) <= 140 and points[-1][0] == drawing.WIDTH - 2 and points == sorted(points)
     assert len(read.all("polyline")) == 2 and "ends at 71.00 to 72.00" in read.all("svg")[0]["aria-label"]
+
+
+def test_weights_from_a_file_say_where_they_are_from():
+    grid = Grid(pairs=(A,))
+    file = {"read": "weights under state_dict", "said": "its file says acc 73.44", "published": "published as <x>.pth"}
+    grid.add("Teacher", "teacher", A, {**result(73.42, 0), "weights_file": file})
+    grid.add("KD", "logit", A, 71.0, {**result(71.5, 1), "weights_file": "?"})
+    text, _ = make(grid)
+    said = "Weights from a file: published as &lt;x&gt;.pth; weights under state_dict; its file says acc 73.44."
+    assert text.count(said) == text.count("Weights from a file") == 1
 
 
 def test_settings_that_differ_between_the_runs_of_a_cell_are_named():
