@@ -14,15 +14,17 @@ GRID = tiny.GRID.replace("[vanilla, kd, fitnet]", "[vanilla, kd, simkd]")
 PROTOCOL = tiny.PROTOCOL + "  simkd: {params: {}}\n"
 
 
-def make(folder: Path) -> Path:
-    """A results folder with a teacher, which is the student of the Student row too, KD and SimKD."""
-    grid, out = grids.expand(grids.load(str(tiny.write(folder, GRID, PROTOCOL)))), folder / "out"
+def make(folder: Path, text: str = GRID) -> Path:
+    """A results folder: a teacher, which is the student of the Student row too, KD and SimKD; or those of a grid."""
+    grid, out = grids.expand(grids.load(str(tiny.write(folder, text, PROTOCOL)))), folder / "out"
     out.mkdir()
     grids.keep(grid, out)
     for run_id, run in grid.runs.items():
         store.run_folder(out, run_id).path.mkdir(parents=True)
         store.write_json(store.run_folder(out, run_id).config, run.model_dump(mode="json"))
-        experiment.perform([experiment.Job(run, _Heard())], experiment.Site(out, torch.device("cpu")))
+        experiment.perform(
+            [experiment.Job(run, _Heard(), grid.weights.get(run_id))], experiment.Site(out, torch.device("cpu"))
+        )
     return out
 
 

@@ -186,3 +186,20 @@ def test_evaluate_takes_a_run(results: Path, method: str, capsys: pytest.Capture
     assert "has 100 classes" in capsys.readouterr().err
     assert evaluation.main(["--weights", str(run.parent), "--device", "cpu"]) == 2
     assert "is no run's folder" in capsys.readouterr().err
+
+
+def test_a_runs_weights_are_the_teacher_of_another(results: Path, tmp_path: Path) -> None:
+    """By their path in a grid; what the file says it gives is what it gives, and its name is of its bytes."""
+    weights = made.run_of(results, "kd") / "weights.pt"
+    said = json.loads((weights.parent / "result.json").read_text())["metrics"]["top1_last"]
+    pair = f"{{teacher: resnet8, student: resnet8, teacher_weights: '{weights}'}}"
+    grid = made.GRID.replace("resnet8-resnet8", pair).replace("[vanilla, kd, simkd]", "[vanilla, kd]")
+    out = made.make(tmp_path, grid)
+    teacher = json.loads((made.run_of(out, "checkpoint") / "result.json").read_text())
+    assert teacher["config"]["params"]["sha256"] == zoo.sha256(weights)
+    assert teacher["weights_file"]["claims"] == {"key": "top1", "top1": said, "agrees": True}
+    assert "published" not in teacher["weights_file"]
+    again = zoo.load(made.run_of(out, "checkpoint"))
+    assert again.about.run_id == made.run_of(out, "checkpoint").name and again.about.top1 == said
+    student = json.loads((made.run_of(out, "kd") / "result.json").read_text())
+    assert student["config"]["teacher"]["run_id"] == again.about.run_id
