@@ -150,9 +150,11 @@ def _quiet() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = Parser(prog="python -m bench.export", description=__doc__)
-    parser.add_argument("run", type=paths.option, metavar="RUN", help="folder of a finished run, or a file of weights")
-    for kind in FORMATS:
-        parser.add_argument(f"--{kind}", type=paths.option, metavar="FILE", help=f"write {kind} to this new file")
+    parser.add_argument(
+        "run", type=paths.option, metavar="RUN", help="folder of a finished run, its weights.pt, or a known checkpoint"
+    )
+    for kind, name in (("onnx", "ONNX"), ("torchscript", "TorchScript")):
+        parser.add_argument(f"--{kind}", type=paths.option, metavar="FILE", help=f"write {name} to this new file")
     parser.add_argument("--normalise", action="store_true", help="include the normalisation: pixels in 0..1 go in")
     args = parser.parse_args(arguments)
     wanted = {kind: path for kind in FORMATS if (path := getattr(args, kind))}

@@ -133,11 +133,11 @@ def _files(folder: Path) -> list[Path]:
 
 def write_all(out: Path, logdir: Path) -> Iterator[tuple[str, str]]:
     """Do so for every run of a results folder; yields (run id, WRITTEN, UNCHANGED, NONE or why not)."""
-    for path in sorted((out / "runs").iterdir()):
+    for path in sorted(path for path in (out / "runs").iterdir() if path.is_dir()):
         folder = store.RunFolder(path)
         try:
             rows, ended = curve_of(folder)
-        except (store.Damaged, store.Unreadable, NotADirectoryError) as fault:
+        except (store.Damaged, store.Unreadable) as fault:
             yield folder.run_id, str(fault)
             continue
         yield folder.run_id, write(rows, ended, logdir / folder.run_id) if rows else NONE
