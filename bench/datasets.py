@@ -13,6 +13,7 @@ from bench import trees
 from bench.run import Data, Source
 from bench.surroundings import paths
 from zoo.errors import BadInput
+from zoo.inputs import INPUTS, Channels
 
 CHANNELS = 3
 
@@ -39,51 +40,45 @@ class Entry:
 
     label: str
     known: Known | None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
     variable: str | None = None
     folder: str | None = None
     archive: str | None = None
     digested: bool = False
 
 
+def _known(dataset: str, classes: int, train: int, test: int) -> tuple[Known, Channels, Channels]:
+    """Sizes and normalisation of a data set that `zoo.inputs` knows the images of."""
+    images = INPUTS[dataset]
+    return Known(classes, images.side, train, test), images.mean, images.std
+
+
 ENTRIES = {
-    # RepDistiller, mdistiller and StreamLined normalise so; the true statistics differ in the fourth digit.
     "cifar100": Entry(
         "CIFAR-100",
-        Known(100, 32, 50_000, 10_000),
-        (0.5071, 0.4867, 0.4408),
-        (0.2675, 0.2565, 0.2761),
+        *_known("cifar100", 100, 50_000, 10_000),
         variable="CIFAR100_ROOT",
         folder="cifar-100-python",
         archive="cifar-100-python.tar.gz",
     ),
-    # The true statistics; much code divides by (0.2023, 0.1994, 0.2010), the mean deviation within an image.
     "cifar10": Entry(
         "CIFAR-10",
-        Known(10, 32, 50_000, 10_000),
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
+        *_known("cifar10", 10, 50_000, 10_000),
         variable="CIFAR10_ROOT",
         folder="cifar-10-batches-py",
         archive="cifar-10-python.tar.gz",
     ),
-    # mdistiller's normalisation; the deviation over all pixels is (0.2770, 0.2691, 0.2821).
     "tiny-imagenet-200": Entry(
         "Tiny-ImageNet-200",
-        Known(200, 64, 100_000, 10_000),
-        (0.4802, 0.4481, 0.3975),
-        (0.2302, 0.2265, 0.2262),
+        *_known("tiny-imagenet-200", 200, 100_000, 10_000),
         variable="TINY_IMAGENET_ROOT",
         folder="tiny-imagenet-200",
         archive="tiny-imagenet-200.zip",
         digested=True,
     ),
     "image-folder": Entry("Image folder", None, variable="IMAGE_FOLDER_ROOT", digested=True),
-    # Its statistics are those of its training images.
-    "embedded-1": Entry(
-        "Embedded images", Known(100, 32, 2_000, 1_000), (0.4330, 0.4358, 0.4275), (0.2366, 0.2530, 0.2453)
-    ),
+    "embedded-1": Entry("Embedded images", *_known("embedded-1", 100, 2_000, 1_000)),
 }
 
 

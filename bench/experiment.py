@@ -25,6 +25,7 @@ from bench.training.devices import failure_of_device
 from bench.training.evaluate import evaluate
 from bench.training.member import State, summary
 from bench.training.trainer import CHECKPOINT_EVERY_S, Entrant, Hooks, train
+from zoo import published, trained
 from zoo.errors import BadInput
 from zoo.reused import Reused
 
@@ -98,19 +99,21 @@ class _Writer(Hooks):
     """Passes on what the trainer tells, and writes the files of a run that is through."""
 
     def __init__(self, job: Job, site: Site, dataset: datasets.Dataset) -> None:
-        self.job, self.site, self.images = job, site, len(dataset.train_labels)
+        self.job, self.site, self.dataset, self.images = job, site, dataset, len(dataset.train_labels)
         listener = job.listener
         self.on_step, self.on_epoch, self.before_write = listener.on_step, listener.on_epoch, listener.before_write
         self.damaged, self.left, self.other_source = listener.damaged, listener.left, listener.other_source
 
     def done(self, network: nn.Module, state: State) -> None:
         before = state.sources[:-1]
-        _write(self.job, self.site, network, state.curve, _timing(state, self.images, self.site), before=before)
+        timing = _timing(state, self.images, self.site)
+        _write(self.job, self.site, self.dataset, network, state.curve, timing, before=before)
 
 
 def _write(
     job: Job,
     site: Site,
+    dataset: datasets.Dataset,
     net: nn.Module,
     curve: list[dict[str, Any]],
     timing: dict[str, float | None],
@@ -120,12 +123,15 @@ def _write(
     """`before`: sources of its method that made a part of it, and that this process does not have."""
     run, folder = job.run, _folder(job, site)
     job.listener.before_write()
-    store.write_torch(folder.weights, {"model": {name: value.cpu() for name, value in net.state_dict().items()}})
+    metrics = summary(curve, run.data.validation)
+    mean, std = dataset.statistics
+    about = {"run_id": run.run_id, "dataset": run.data.dataset, "mean": mean, "std": std, "top1": metrics["top1_last"]}
+    store.write_torch(folder.weights, trained.contents(net, **about))
     result = {
         "schema": store.SCHEMA,
         "run_id": run.run_id,
         "config": run.model_dump(mode="json"),
-        "metrics": summary(curve, run.data.validation),
+        "metrics": metrics,
         **({"weights_file": file} if file else {}),
         **({"deployed": _deployed(net)} if isinstance(net, Reused) else {}),
         "timing": timing,
@@ -204,11 +210,13 @@ def _evaluate_checkpoint(job: Job, site: Site, dataset: datasets.Dataset) -> Non
         "wall_s": round(time.monotonic() - started, 3),
     }
     file = {"read": str(source)}
+    if known_as := store.patiently(lambda: _reading(lambda: published.verdict(weights)), weights):
+        file["published"] = known_as
     if source.claims:
         key, top1 = source.claims
         file["claims"] = {"key": key, "top1": top1, "agrees": not source.disagrees(metrics.top1)}
         file["said"] = source.compared(metrics.top1)
-    _write(job, site, net, [row], {"train_s": 0.0}, file)
+    _write(job, site, dataset, net, [row], {"train_s": 0.0}, file)
 
 
 def _reading(read: Callable[[], Any]) -> Any:

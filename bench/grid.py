@@ -28,6 +28,7 @@ from methods import Settings, check
 from zoo import registry
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
+from zoo.published import where_to_get
 
 FOLDER = Path(__file__).parent / "grids"
 
@@ -357,7 +358,11 @@ def _teacher(
     if isinstance(pair, str) or pair.teacher_weights is None:
         return protocols.resolve(recipe, "vanilla", teacher, seed, as_teacher=True, precision=precision), student, None
     file = _weights_file(pair.teacher_weights)
-    zoo.load_weights(_built(recipe, teacher), file)  # a wrong file is refused before anything starts
+    try:
+        zoo.load_weights(_built(recipe, teacher), file)  # a wrong file is refused before anything starts
+    except BadInput as error:
+        gone = isinstance(error.__cause__, FileNotFoundError)
+        raise BadInput(f"{error}{where_to_get(file) if gone else ''}") from None
     return protocols.checkpoint(recipe, teacher, zoo.sha256(file), precision), student, file
 
 
@@ -367,7 +372,10 @@ def _built(recipe: protocols.Protocol, arch: str) -> zoo.Net:
 
 
 def _weights_file(text: str, folder: Path | None = None) -> Path:
-    return _from_grid(text, "teacher_weights", folder)
+    try:
+        return _from_grid(text, "teacher_weights", folder)
+    except BadInput as error:
+        raise BadInput(f"{error}{where_to_get(text)}") from None
 
 
 def _from_grid(text: str, what: str, folder: Path | None) -> Path:

@@ -156,6 +156,8 @@ class Try(experiment.Listener):
     def finished(self, result: dict[str, Any]) -> None:
         if file := result.get("weights_file"):
             self.say(f"{self.job.weights}: {file['read']}; {file.get('said', 'it states no accuracy')}")
+            if file.get("published"):
+                self.say(f"{self.job.weights}: {file['published']}")
         self.say(f"done: {_headline(result)}")
         self.end(DONE, _headline(result))
 

@@ -13,6 +13,7 @@ _MODULES = {
     "build_meta": "registry",
     "count_macs": "registry",
     "count_parameters": "registry",
+    "load": "trained",
     "load_weights": "checkpoints",
     "read_checkpoint": "checkpoints",
     "sha256": "checkpoints",

@@ -96,7 +96,7 @@ def load_weights(net: Net, path: str | os.PathLike[str]) -> Source:
     if set(REUSED) <= set(fit.left_out):
         raise BadInput(
             f"{path} holds a {net.arch} that predicts with its teacher's classifier (SimKD) and whose own was never "
-            "trained: rebuild the whole network with zoo.reused.Reused.rebuilt"
+            "trained: read the whole network with zoo.load"
         )
     _check_finite(path, fit.weights)
     _check_input(path, parts, fit)
@@ -108,8 +108,12 @@ def load_weights(net: Net, path: str | os.PathLike[str]) -> Source:
 def claimed(content: Any) -> tuple[str, float] | None:
     """The test accuracy that stands beside weights, if any: its key, and the value in percent.
 
-    One of these weights is preferred to the best so far, which may be of another epoch. Up to 1 it is a fraction.
+    One of these weights is preferred to the best so far, which may be of another epoch. Up to 1 it is a fraction,
+    but for files of this project, which say percent (`zoo.trained`).
     """
+    own = content.get("network") if _is_map(content) else None
+    if _is_map(own) and "build" in own:
+        return ("top1", float(own["top1"])) if isinstance(own.get("top1"), int | float) else None
     found = {}
     groups = [content, *(value for value in content.values() if isinstance(value, Mapping))] if _is_map(content) else []
     for group in groups:

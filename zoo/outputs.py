@@ -59,6 +59,10 @@ class Net(nn.Module):
         """
         raise NotImplementedError
 
+    def __dir__(self) -> list[str]:
+        """Without `preact_bn`, which may be refused: torch.jit.trace reads every attribute that a module lists."""
+        return [name for name in super().__dir__() if name != "preact_bn"]
+
     def trace(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Images (B, 3, side, side) -> features, preact and last_map as in Outputs. Each layer runs once."""
         raise NotImplementedError

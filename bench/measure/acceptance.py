@@ -35,18 +35,12 @@ from bench.training.devices import memory_format, parse_device, set_precision
 from bench.training.evaluate import evaluate
 from bench.training.member import Member, seeded
 from bench.training.trainer import Trainer, results_of
+from zoo import published
 from zoo.errors import BadInput, choose
 
 WEIGHTS_VARIABLE = "KD_WEIGHTS"
 # Top-1 in fp32 on the 10,000 test images, as measured on a CPU with these files.
-PUBLISHED = {
-    "streamlined/resnet20": 66.09,
-    "streamlined/resnet56": 71.59,
-    "streamlined/wrn_16_2": 71.49,
-    "streamlined/shufflenetv1": 70.03,
-    "sskd/resnet56": 73.42,
-    "sskd/wrn_16_2": 73.62,
-}
+PUBLISHED = {entry.name.removesuffix(".pth"): entry.top1 for entry in published.published() if entry.top1}
 IMAGES = 3  # of 10,000 that rounding may move over a decision boundary
 TEACHER, STUDENT, METHODS, SEED = "resnet56", "resnet20", ("vanilla", "kd"), 0
 STEPS = 12
@@ -72,7 +66,7 @@ def check_checkpoints(weights: Path, dataset: Dataset) -> Iterator[Check]:
     most = 100 * IMAGES / len(dataset.test_labels)
     device = dataset.test_images.device
     for name in _known(weights):
-        net = zoo.build(name.split("/")[1])
+        net = zoo.build(published.named(f"{name}.pth").arch)
         zoo.load_weights(net, weights / f"{name}.pth")
         top1 = evaluate(net.to(device, memory_format=memory_format(device)), dataset).top1
         holds = abs(top1 - PUBLISHED[name]) <= most + 1e-9

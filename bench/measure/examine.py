@@ -29,6 +29,7 @@ from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from bench.training.evaluate import BATCH
 from methods import check
+from zoo import trained
 from zoo.errors import BadInput
 from zoo.reused import Reused
 
@@ -214,14 +215,9 @@ def _sha256(folder: store.RunFolder) -> str:
 def _network(arch: str, known: Facts, folder: store.RunFolder) -> nn.Module:
     """What a run's weights.pt holds: its student, or the network that its method deploys instead."""
     try:
-        saved = (store.read_torch(folder.weights) or {}).get("model", {})
-        if "frozen.weight" in saved:
-            return Reused.rebuilt(arch, saved)
-        net = zoo.build(arch, known.classes, known.side)
-        zoo.load_weights(net, folder.weights)
+        return trained.network(folder.weights, {"arch": arch, "classes": known.classes, "side": known.side})
     except BadInput as fault:
         raise NotExamined(str(fault)) from None
-    return net
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from bench.cells import STATES, RunStatus
 from bench.report.captions import CAPTIONS
-from bench.report.curves import Curves, Series
+from bench.report.curves import Curves
+from bench.report.drawing import drawing
 from bench.report.frames import CellSummary, Results, RunRow, clean, percent, written
 from bench.report.headline import Headline
 from bench.report.hypertext import Html, items, join, scroll, table, tag
@@ -30,10 +31,16 @@ STYLE, SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("css", "j
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 ANSWERS = ("gain", "accuracy")  # the picture that stands beside the table: the first of these there is
 FOLDED = ("curves", "terms")  # pictures of how runs went, not of what came out
+# Of a run's folder, in the order that they are linked in: what came out, with what settings, the network, how it went.
+FILES = {
+    "result.json": "result",
+    "config.json": "settings",
+    "weights.pt": "weights",
+    "log.txt": "log",
+    "error.json": "error",
+}
 MOST_RUNS = 1000  # of a larger grid the page has cells but not runs: it must open at once
-CURVE_POINTS = 100
 WIDE = 1000  # pixels: a picture that would be too small to read on a telephone, and scrolls there
-WIDTH, HEIGHT, LEFT, BOTTOM = 560, 130, 56, 18  # of a curve, in units of its viewBox
 
 
 def page(
@@ -170,7 +177,12 @@ def _counts(line: Sequence[CellSummary]) -> str:
 def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], curves: Curves, out: Path | None) -> Html:
     back = tag("a", "to the table", href="#last", class_="up")
     title = tag("h4", f"{clean(summary.cell.label)}: {_pair(summary)}")
-    rows = [_run(run, runs, out) for run in summary.runs]
+    series = {run.seed: points for run in summary.runs if run.state == "done" and (points := curves.top1(run.run_id))}
+    drawn = drawing(series, curves.part(run.run_id for run in summary.runs if run.state == "done"), f"curve-{position}")
+    rows = [
+        _run(run, out, f"#curve-{position}" if drawn and len(series.get(run.seed, ())) > 1 else "")
+        for run in summary.runs
+    ]
     names = (
         "Seed",
         "Top-1, last (%)",
@@ -185,7 +197,6 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     label = f"Runs of {clean(summary.cell.label)} on {_pair(summary)}"
     made = scroll(tag("table", head, tag("tbody", *rows), aria_label=label), label)
-    series = {run.seed: points for run in summary.runs if run.state == "done" and (points := curves.top1(run.run_id))}
     mixed = tag("p", f"Not one measurement, its runs mix {summary.mixed}.", class_="refuted") if summary.mixed else ""
     parts = [
         back,
@@ -193,7 +204,8 @@ def _cell(summary: CellSummary, position: int, runs: Mapping[str, RunStatus], cu
         tag("p", _standing(summary), class_="soft"),
         mixed,
         made,
-        _curve(series, curves.part(run.run_id for run in summary.runs if run.state == "done")),
+        drawn,
+        _weights_file(summary, runs),
         _config(summary, runs),
     ]
     return tag("article", *parts, id=f"cell-{position}")
@@ -224,11 +236,14 @@ def _standing(summary: CellSummary) -> str:
     return f"Last epoch {_last(summary)}{best}. Runs: {_counts([summary])}."
 
 
-def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
+def _run(run: RunRow, out: Path | None, curve: str) -> Html:
+    """`curve` is the address of the picture that its curve is in, "" where it is in none."""
     seed = tag("th", "?" if run.seed is None else str(run.seed), scope="row")
     if run.state != "done":
         words = f"{run.state}: {run.reason}" if run.reason else run.state
-        return tag("tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out), class_="files"))
+        return tag(
+            "tr", seed, tag("td", words, colspan=7, class_="text"), tag("td", _files(run, out, curve), class_="files")
+        )
     values = (
         _percent(run.top1_last),
         _best(run),
@@ -238,7 +253,7 @@ def _run(run: RunRow, runs: Mapping[str, RunStatus], out: Path | None) -> Html:
         duration(run.train_s) if run.train_s else "",  # a checkpoint was not trained here
         run.device,
     )
-    return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out), class_="files"))
+    return tag("tr", seed, *(tag("td", value) for value in values), tag("td", _files(run, out, curve), class_="files"))
 
 
 def _best(run: RunRow) -> str:
@@ -248,19 +263,20 @@ def _best(run: RunRow) -> str:
     return _percent(run.top1_best)
 
 
-def _files(run: RunRow, out: Path | None) -> Html:
-    """The run's folder and what lies in it, as addresses relative to the page."""
+def _files(run: RunRow, out: Path | None, curve: str) -> Html:
+    """The run's folder and what lies in it, as addresses relative to the page, and its curve on the page."""
     name = tag("code", clean(run.run_id))
+    shown = [tag("a", "curve", href=curve)] if curve else []
     folder = out / "runs" / run.run_id if out else None
     try:
         present = set(os.listdir(folder)) if folder else set()
     except (OSError, ValueError):
         present = set()
     if not present:
-        return name
+        return join([name, *shown], " ")
     address = f"runs/{quote(run.run_id, safe='', errors='replace')}/"
-    files = [name_ for name_ in ("result.json", "log.txt", "error.json") if name_ in present]
-    return join([tag("a", name, href=address), *(tag("a", name_, href=address + name_) for name_ in files)], " ")
+    files = [tag("a", word, href=address + file) for file, word in FILES.items() if file in present]
+    return join([tag("a", name, href=address), *files, *shown], " ")
 
 
 def _config(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
@@ -280,6 +296,14 @@ def _config(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
     )
     lines = tag("pre", "\n".join(clean_line(line) for line in text.splitlines()))
     return tag("details", tag("summary", words), lines, _provenance(summary))
+
+
+def _weights_file(summary: CellSummary, runs: Mapping[str, RunStatus]) -> Html:
+    """Of weights that came from a file: where in it they were, what it claims, and which published one it is."""
+    results = [status.result for run in summary.runs if (status := runs.get(run.run_id)) and status.result]
+    files = [file for result in results if isinstance(file := result.get("weights_file"), dict)]
+    words = [str(file[name]) for file in files for name in ("published", "read", "said") if file.get(name)]
+    return tag("p", f"Weights from a file: {clean('; '.join(words))}.", class_="soft") if words else Html("")
 
 
 def _settings(status: RunStatus | None) -> dict[str, Any]:
@@ -317,47 +341,3 @@ def duration(seconds: float) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else percent(value)
-
-
-# ---- curves
-
-
-def _curve(series: Mapping[int | None, Series], part: str) -> Html:
-    """Accuracy over epochs, a line a run; "" where there is nothing to join. `part` says on which images."""
-    series = {seed: points for seed, points in series.items() if len(points) > 1}
-    if not series:
-        return Html("")
-    first, last = min(map(min, series.values())), max(map(max, series.values()))
-    # The climb from chance would flatten the rest.
-    tails = [top1 for points in series.values() for epoch, top1 in points.items() if epoch > first + (last - first) / 3]
-    low, high = min(tails), max(tails)
-    low, high = low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1
-
-    def x(epoch: float) -> float:
-        return LEFT + (WIDTH - LEFT - 2) * (epoch - first) / (last - first)
-
-    def y(top1: float) -> float:
-        return max(-9.0, min(HEIGHT + 9.0, 2 + (HEIGHT - BOTTOM - 2) * (high - top1) / (high - low)))
-
-    lines = []
-    for points in series.values():
-        epochs = list(points)
-        step = max(1, len(epochs) // CURVE_POINTS)
-        kept = sorted({*epochs[::step], epochs[-1]})
-        lines.append(tag("polyline", points=" ".join(f"{x(epoch):.0f},{y(points[epoch]):.1f}" for epoch in kept)))
-    floor = HEIGHT - BOTTOM
-    ends = [points[max(points)] for points in series.values()]
-    words = (
-        f"{part} top-1 over epochs {first} to {last}, {len(series)} run" + "s" * (len(series) > 1) + ": ends at "
-        f"{percent(min(ends))}" + (f" to {percent(max(ends))}" if len(ends) > 1 else "")
-    )
-    clip = tag("svg", *lines, x=0, y=0, width=WIDTH, height=floor)
-    axes = [
-        tag("line", x1=LEFT, x2=WIDTH, y1=floor, y2=floor),
-        tag("line", x1=LEFT, x2=LEFT, y1=0, y2=floor),
-        tag("text", f"{high:.1f} %", x=LEFT - 4, y=12, text_anchor="end"),
-        tag("text", f"{low:.1f} %", x=LEFT - 4, y=floor, text_anchor="end"),
-        tag("text", f"epoch {first}", x=LEFT, y=HEIGHT - 3),
-        tag("text", str(last), x=WIDTH - 2, y=HEIGHT - 3, text_anchor="end"),
-    ]
-    return tag("svg", *axes, clip, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=words)

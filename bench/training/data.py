@@ -33,6 +33,12 @@ class Dataset:
     val_images: Tensor | None = None  # held out of the training images; None where nothing is
     val_labels: Tensor | None = None
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """`mean` and `std` as they are written, by channel: the shortest numbers that are these in float32."""
+        mean, std = (each.flatten().cpu().numpy() for each in (self.mean, self.std))
+        return tuple(float(str(value)) for value in mean), tuple(float(str(value)) for value in std)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images -> float32, as torchvision's ToTensor and Normalize do."""
         return (images.float().div_(255) - self.mean) / self.std

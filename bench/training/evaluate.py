@@ -1,7 +1,11 @@
-"""Top-1 and top-5 on held-out images; `python -m bench.evaluate --arch A --weights F --data DIR` for a checkpoint."""
+"""Top-1 and top-5 on held-out images.
+
+`python -m bench.evaluate --weights F --data DIR` for a run, a checkpoint that is known, or with --arch A any other.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +24,9 @@ from bench.surroundings.commandline import Parser, refuse
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
 from methods import check
+from zoo import published, trained
+from zoo.checkpoints import Source
+from zoo.reused import Reused
 
 # Images at a time: enough to fill a GPU; on a CPU so few that a layer's maps stay in its cache (twice as fast as 1000).
 BATCH = {"cuda": 1000, "cpu": 100}
@@ -82,10 +89,12 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.evaluate", description=__doc__)
-    parser.add_argument("--arch", required=True, help="architecture, e.g. resnet56")
+    parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file, or the folder of a run")
+    parser.add_argument("--arch", help="architecture, e.g. resnet56, where the file does not say (default: it does)")
     parser.add_argument("--grid", help="a grid file, of whose own `networks` --arch may be one")
-    parser.add_argument("--weights", required=True, type=paths.option, help="checkpoint file")
-    parser.add_argument("--dataset", default="cifar100", help=f"{', '.join(ENTRIES)} (default: cifar100)")
+    parser.add_argument(
+        "--dataset", help=f"{', '.join(ENTRIES)} (default: what the file says it was trained on, else cifar100)"
+    )
     parser.add_argument("--side", type=int, help="height and width that the images of a folder are resized to")
     parser.add_argument(
         "--data",
@@ -97,13 +106,22 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         device = parse_device(args.device)
-        name = zoo.choose("data set", args.dataset, ENTRIES)
-        asked = {"dataset": name, "train_images": None, "views": "weak", "strong": None, "side": args.side}
-        data = identified(check(Data, asked, "--dataset"), args.data)
         if args.grid:
             outside.bring((), grid.load(args.grid).networks)
-        net = zoo.build(args.arch, facts(data).classes, facts(data).side)
-        source = zoo.load_weights(net, args.weights)
+        net = None if args.arch else zoo.load(args.weights)
+        file = args.weights / trained.WEIGHTS if args.weights.is_dir() else args.weights
+        data = _data(args, net and net.about)
+        known = facts(data)
+        if net is None:
+            net = zoo.build(args.arch, known.classes, known.side)
+        elif (net.about.classes, net.about.side) != (known.classes, known.side):
+            raise zoo.BadInput(
+                f"{file} has {net.about.classes} classes and takes images of side {net.about.side}, {data.dataset} has "
+                f"{known.classes} and side {known.side}: give another --dataset or --side"
+            )
+        # What a method deploys beside its student fits no architecture: it was read whole.
+        source = Source("", (), ("top1", net.about.top1)) if isinstance(net, Reused) else zoo.load_weights(net, file)
+        known_as = published.verdict(file)
         datasets.prepare(data, args.data, device)
         dataset = datasets.load(data, args.data, device)
     except zoo.BadInput as error:
@@ -117,7 +135,20 @@ def main(arguments: list[str] | None = None) -> int:
     if source.part or source.left_out:
         print(f"read: {source}")
     print(source.compared(metrics.top1) or "its file states no accuracy to compare with")
+    if known_as:
+        print(known_as)
     return 0
+
+
+def _data(args: argparse.Namespace, about: trained.About | None) -> Data:
+    """The test set that is asked for, else that of the network's own data set; normalised as the network learned it."""
+    name = zoo.choose("data set", args.dataset or (about and about.dataset) or "cifar100", ENTRIES)
+    asked = {"dataset": name, "train_images": None, "views": "weak", "strong": None, "side": args.side}
+    if about:
+        asked |= {"mean": about.mean, "std": about.std}
+        if ENTRIES[name].known is None and args.side is None:
+            asked["side"] = about.side
+    return identified(check(Data, asked, "--dataset"), args.data)
 
 
 if __name__ == "__main__":

@@ -475,7 +475,8 @@ def test_worker_that_hangs_without_a_driver_ends_itself(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("key", "off", "agrees"), [("acc", 2.0, False), ("best_acc", 0.2, True), (None, 0, None)])
 def test_what_a_checkpoint_claims_is_compared_with_what_it_gives(tmp_path, key, off, agrees):
-    file, measured = tmp_path / "weights.pth", 1.0  # an untrained network is right once in a hundred
+    file, measured = tmp_path / "sskd" / "resnet56.pth", 1.0  # an untrained network is right once in a hundred
+    file.parent.mkdir()
     torch.manual_seed(0)
     content = {"model": zoo.build("resnet8").state_dict(), **({key: measured + off} if key else {})}
     torch.save(content, file)
@@ -487,5 +488,9 @@ def test_what_a_checkpoint_claims_is_compared_with_what_it_gives(tmp_path, key, 
     assert outcome == DONE and abs(result["metrics"]["top1_last"] - measured) < 0.3
     said = result["weights_file"]
     assert said["read"] == "weights under model" and said.get("said", "it states no accuracy") in folder.log.read_text()
+    assert (
+        said["published"].startswith("not the published sskd/resnet56.pth")
+        and said["published"] in folder.log.read_text()
+    )
     assert said.get("claims", {}).get("agrees") is agrees
     assert (f"its file says {key} 3.00, it gives 1." in message) == (agrees is False)

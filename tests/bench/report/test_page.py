@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from bench.cells import RunStatus, TableSpec
+from bench.report import drawing
 from bench.report import page as pages
 from bench.report import writing as report
 from bench.report.curves import Curves
@@ -189,20 +190,34 @@ def test_runs_of_a_cell_with_curve_settings_and_files(tmp_path: Path):
     grid = Grid(pairs=(A,))
     grid.add("KD", "logit", A, result(71.0, 0, epochs=240), result(72.0, 1, epochs=240), "failed: out of memory")
     ids = grid.cells[0].run_ids
-    for run_id, names in zip(ids, (("result.json", "log.txt"), ("result.json",), ()), strict=True):
+    whole = ("result.json", "config.json", "weights.pt", "log.txt", "last.pt")
+    for run_id, names in zip(ids, (whole, ("result.json",), ()), strict=True):
         (tmp_path / "runs" / run_id).mkdir(parents=True)
         for name in names:
             (tmp_path / "runs" / run_id / name).write_text("{}")
     text, _ = make(grid, out=tmp_path)
     read = check(text)
     files = [a["href"] for a in read.all("a") if not a["href"].startswith("#")]
-    assert f"runs/{ids[0]}/log.txt" in files and f"runs/{ids[1]}/log.txt" not in files
+    linked = [[name.rpartition("/")[2] for name in files if name.startswith(f"runs/{run_id}/")] for run_id in ids]
+    assert linked == [["", *whole[:4]], ["", "result.json"], []]  # a kept result without weights links none
+    (drawn,) = [a["id"] for a in read.all("svg") if a.get("id", "").startswith("curve-")]
+    assert [a["href"] for a in read.all("a")].count(f"#{drawn}") == 2  # of the two that have a curve
     assert all((tmp_path / unquote(name)).exists() for name in files)
     assert "failed: out of memory" in text and '"temperature": 4' in text
     (lines,) = [a["points"] for a in read.all("polyline")][:1]
     points = [tuple(map(float, point.split(","))) for point in lines.split()]
-    assert 80 <= len(points) <= 140 and points[-1][0] == pages.WIDTH - 2 and points == sorted(points)
+    assert 80 <= len(points) <= 140 and points[-1][0] == drawing.WIDTH - 2 and points == sorted(points)
     assert len(read.all("polyline")) == 2 and "ends at 71.00 to 72.00" in read.all("svg")[0]["aria-label"]
+
+
+def test_weights_from_a_file_say_where_they_are_from():
+    grid = Grid(pairs=(A,))
+    file = {"read": "weights under state_dict", "said": "its file says acc 73.44", "published": "published as <x>.pth"}
+    grid.add("Teacher", "teacher", A, {**result(73.42, 0), "weights_file": file})
+    grid.add("KD", "logit", A, 71.0, {**result(71.5, 1), "weights_file": "?"})
+    text, _ = make(grid)
+    said = "Weights from a file: published as &lt;x&gt;.pth; weights under state_dict; its file says acc 73.44."
+    assert text.count(said) == text.count("Weights from a file") == 1
 
 
 def test_settings_that_differ_between_the_runs_of_a_cell_are_named():
