@@ -342,7 +342,10 @@ def _build_unstored(
     """The views that the method asks for."""
     cls = methods.get(method)
     where = f'method "{method}" on {teacher}-{student}'
-    networks = (_unstored(arch, role, classes, side) for arch, role in ((student, "student"), (teacher, "teacher")))
+    # Networks are built, and what they give is found out, before torch is made to look at each of its calls.
+    networks = [_unstored(arch, role, classes, side) for arch, role in ((student, "student"), (teacher, "teacher"))]
+    for network in networks:
+        zoo.shapes(network)
     with torch.device("meta"), _Drawn():
         train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), classes)
         try:

@@ -15,6 +15,7 @@ from bench import cohorts
 from bench.cost import kept_bytes
 from bench.measure import calibration, elsewhere
 from bench.measure.calibration import Calibration
+from bench.training.devices import check_precision
 from jobs import local
 from jobs import plan as plans
 from jobs.plan import Plan
@@ -58,6 +59,8 @@ def here(plan: Plan, device: torch.device, slots: int | None, together: int | No
 def on(plan: Plan, name: str, slots: int | None, together: int | None) -> Forecast:
     """The cost on one device of a kind (`elsewhere.known`); with a CPU `slots` is the number of cores."""
     device = elsewhere.DEVICES[name]
+    if not device.cuda:
+        check_precision(next(iter(plan.grid.runs.values())).precision, torch.device("cpu"))
     lanes = 1 if device.cuda else slots or 1
     where = f"one {device.words}" if device.cuda else f"{lanes} such core{'s' * (lanes != 1)}"
 

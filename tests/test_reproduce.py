@@ -320,6 +320,7 @@ def test_bad_teacher_file_gets_one_line_and_exit_2(tmp_path, capsys, make, says)
         (["--dry-run", "--status"], "not allowed with"),
         (["--dry-run=all"], "choose from summary, runs|choose from 'summary', 'runs'"),
         (["--on", "h100"], "add --dry-run"),
+        (["--on", "avx2", "--dry-run", "--precision", "tf32"], "tf32"),
         (["--on", "h1000", "--dry-run"], 'did you mean "h100"'),
         (["--seeds", ""], "--seeds"),
         (["--seeds", "100000000000"], "--seeds"),
