@@ -29,6 +29,7 @@ MOST_MINUTES = 60 * 24 * 366
 # More runs, or more seeds than anybody gives a count of, are asked about: --seeds 42 for the one seed 42 is 3,281 runs.
 MOST_RUNS, MOST_SEEDS = 1000, 20
 PRECISION = "fp32"
+SUMMARY, EACH = "summary", "runs"  # what --dry-run shows
 
 
 def parser() -> Parser:
@@ -118,10 +119,17 @@ def parser() -> Parser:
         help="with --report: tables of more than accuracy, from weights that python -m bench.examine looked at "
         "(train_top1, agreement, kl, ece, parameters, macs, or all); table.csv and runs.csv have them anyway",
     )
+    how.add_argument(
+        "--on", metavar="DEVICE", help="with --dry-run: the cost on another device, e.g. h100, a100, 4090, avx512"
+    )
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
     instead = made.add_mutually_exclusive_group()
     instead.add_argument(
-        "--dry-run", action="store_true", help="print the plan: counts, a reason and the device time per run"
+        "--dry-run",
+        nargs="?",
+        const=SUMMARY,
+        choices=(SUMMARY, EACH),
+        help="print what it will cost, per pair and per method; --dry-run=runs: also each run's state, reason and time",
     )
     instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
     instead.add_argument("--report", action="store_true", help="write tables and plots from files only")
@@ -187,14 +195,19 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
-    """Print the plan with what it costs on the device that is here, measured in some 20 seconds."""
+    """Print the plan with what it costs: on a device by name, or on the one here, measured in some 20 seconds."""
+    from bench.measure import elsewhere
     from bench.training.devices import parse_device
-    from jobs import plan as plans
+    from jobs import forecast
 
+    if args.on is not None:
+        found = forecast.on(plan, elsewhere.known(args.on), args.slots, args.together)
+        print(forecast.dry_run(plan, found, each=args.dry_run == EACH, out=args.out))
+        return DONE
     # SLURM finds a GPU where the login node has none: the time is then this machine's, and the plan says so.
     device = parse_device("auto" if args.device == "cuda" and _slurm_is_chosen(args) else args.device)
-    calibrated = plans.calibrate(plan, device, args.together)
-    print(plans.describe(plan, verbose=True, calibrated=calibrated, out=args.out))
+    found = forecast.here(plan, device, args.slots, args.together)
+    print(forecast.dry_run(plan, found, each=args.dry_run == EACH, out=args.out))
     return DONE
 
 
@@ -269,6 +282,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for folder in (args.out, args.compare) if args.compare else ():
         if not (folder / "runs").is_dir():
             raise BadInput(f'"{folder}" has no runs/: --compare needs two results folders, --out and the one given')
+    if args.on is not None and not args.dry_run:
+        raise BadInput(f"--on {args.on} tells what runs would cost there, and starts nothing: add --dry-run")
     if args.columns is not None and not args.report:
         raise BadInput("--columns goes with --report, which prints what was measured: add it")
     if args.compare and args.only:

@@ -17,16 +17,15 @@ from bench.run import Run, Strong
 class Cohort:
     """Runs by run id that share their batches. `teacher` and `strong` are None until a member needs one."""
 
-    key: tuple
     run_ids: list[str] = field(default_factory=list)
     teacher: str | None = None
     strong: Strong | None = None  # of the second view, for members with paired views
 
     def admit(self, run_id: str, run: Run) -> bool:
-        """Take a run in if it fits, and say whether it did."""
+        """Take a run of this key in if it fits, and say whether it did."""
         teacher = run.teacher.run_id if run.teacher else self.teacher
         strong = run.data.strong if run.data.views == "paired" else self.strong
-        if _key(run) != self.key or (self.teacher or teacher) != teacher or (self.strong or strong) != strong:
+        if (self.teacher or teacher) != teacher or (self.strong or strong) != strong:
             return False
         self.run_ids.append(run_id)
         self.teacher, self.strong = teacher, strong
@@ -42,9 +41,10 @@ def group(runs: Mapping[str, Run], alone: Collection[str] = ()) -> list[list[str
     by_key: dict[tuple, list[Cohort]] = {}
     for run_id, run in runs.items():
         single = run_id in alone or run.train is None
-        known = by_key.setdefault((run_id,) if single else _key(run), [])
+        key = (run_id,) if single else _key(run)
+        known = by_key.setdefault(key, [])
         if not any(cohort.admit(run_id, run) for cohort in known):
-            cohort = Cohort(_key(run))
+            cohort = Cohort()
             cohort.admit(run_id, run)
             known.append(cohort)
             cohorts.append(cohort)

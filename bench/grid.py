@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import methods
 import zoo
@@ -412,13 +413,26 @@ def _build_unstored(
     """The views that the method asks for."""
     cls = methods.get(method)
     where = f'method "{method}" on {teacher}-{student}'
-    networks = (_unstored(arch, role, classes, side) for arch, role in ((student, "student"), (teacher, "teacher")))
-    with torch.device("meta"):
+    # Networks are built, and what they give is found out, before torch is made to look at each of its calls.
+    networks = [_unstored(arch, role, classes, side) for arch, role in ((student, "student"), (teacher, "teacher"))]
+    for network in networks:
+        zoo.shapes(network)
+    with torch.device("meta"), _Drawn():
         train_set = methods.TrainSet(torch.zeros(images, dtype=torch.int64), classes)
         try:
             return cls(check(cls.Params, json.loads(params), where), *networks, train_set).views
         except BadInput as fault:
             raise BadInput(f"{where}: {fault}") from None
+
+
+class _Drawn(TorchFunctionMode):
+    """Whole numbers without storage need not be drawn: torch would import sympy for it, a third of a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.randint and isinstance(args[-1], tuple | list):
+            return torch.empty(args[-1], dtype=kwargs.get("dtype", torch.int64))
+        return function(*args, **kwargs)
 
 
 @cache

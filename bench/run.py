@@ -218,13 +218,17 @@ class Run(Settings):
 
         What is None is left out, so that a new optional setting leaves the ids of old runs as they are.
         """
-        return _hash8(self.model_dump(mode="json", exclude_none=True))
+        return _digits(canonical_json(self.model_dump(mode="json", exclude_none=True)))
 
     def by_seed(self, seeds: Iterable[int]) -> dict[str, Run]:
         """This run with each of the seeds, by run id: checked and written out once and not once a seed."""
         fields = self.model_dump(mode="json", exclude_none=True)
+        # Keys are sorted: all that stands before the seed, and all behind it.
+        before = canonical_json({name: value for name, value in fields.items() if name < "seed"}).removesuffix("}")
+        behind = canonical_json({name: value for name, value in fields.items() if name > "seed"}).removeprefix("{")
         return {
-            self._id(seed, _hash8({**fields, "seed": seed})): self.model_copy(update={"seed": seed}) for seed in seeds
+            self._id(seed, _digits(f'{before},"seed":{seed},{behind}')): self.model_copy(update={"seed": seed})
+            for seed in seeds
         }
 
     def _id(self, seed: int, hash8: str) -> str:
@@ -232,8 +236,8 @@ class Run(Settings):
         return "-".join(part for part in parts if part)
 
 
-def _hash8(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:8]
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def canonical_json(value: Any) -> str:

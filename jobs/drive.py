@@ -60,7 +60,7 @@ def execute(plan: Plan, request: Request) -> int:
     if request.force or request.retry_failed:
         plan = plans.make(plan.grid, request.out, request.only)
     grid.keep(plan.grid, request.out)
-    print(plans.describe(plan, verbose=False, out=request.out))
+    print("\n".join([plans.describe(plan, out=request.out), *plans.ahead(plan)]))
     where = local.slots(device, request.slots)
     progress = Progress(plan, request.out, workers=len(where.devices) * where.per_device)
     with progress, _stop_signals(progress.stopping) as stopped:
@@ -114,7 +114,7 @@ def submit(plan: Plan, request: Request) -> int:
             desk.forget(plans.retry_failed(plan, request.out))
         plan = plans.make(plan.grid, request.out, request.only)
         grid.keep(plan.grid, request.out)
-        print(plans.describe(plan, verbose=False, out=request.out))
+        print("\n".join([plans.describe(plan, out=request.out), *plans.ahead(plan)]))
         for line in desk.notes:
             print(line)
         data_root = root(plan.grid.protocol.data.dataset, request.data)

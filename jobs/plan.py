@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from bench import cohorts, store
+from bench import store
 from bench.cost import cost_flop, shared_flop
 from bench.grid import Grid
-from bench.measure import calibration
-from bench.measure.calibration import Calibration
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
 from jobs.status import duration, headline, other_sources
@@ -21,7 +17,7 @@ from zoo.errors import BadInput
 __all__ = [
     "ROLES",
     "Plan",
-    "calibrate",
+    "ahead",
     "cost_flop",
     "describe",
     "force",
@@ -67,45 +63,31 @@ def outline(grid: Grid) -> Outline:
     return Outline(grid.name, protocol.name, protocol.version, grid.pairs, grid.cells, runs, asked=grid.asked)
 
 
-def calibrate(plan: Plan, device: torch.device, together: int | None = None) -> Calibration | None:
-    """What the runs to do cost on this device, by a short measurement; None where none is to be trained.
+def describe(
+    plan: Plan,
+    *,
+    each: bool = False,
+    seconds: Callable[[str], float | None] = lambda run_id: None,
+    out: Path | None = None,
+) -> str:
+    """The plan for a person: counts, runs with their reasons (`each`, or those a person may want to act on) and times.
 
-    At most `together` of them share a process, and with it the teacher's pass; None: all that fit.
-    """
-    to_do = {run_id: plan.grid.runs[run_id] for run_id in plan.to_do}
-    if not any(map(plan.flop, to_do)):
-        return None
-    finished = [(plan.grid.runs[run_id], found.result) for run_id, found in plan.statuses.items() if found.result]
-    teachers = {run.teacher.run_id for run in to_do.values() if run.teacher}
-    found = [] if together == 1 else cohorts.group(to_do, alone=teachers)
-    parts = [
-        part
-        for cohort in found
-        for part in cohorts.split(cohort, -(-len(cohort) // (together or len(cohort))), plan.flop)
-    ]
-    return calibration.calibrate(to_do, finished, device, parts)
-
-
-def describe(plan: Plan, *, verbose: bool, calibrated: Calibration | None = None, out: Path | None = None) -> str:
-    """The plan for a person: counts, runs with their reasons (all, or those a person may want to act on), cost.
-
-    Then how to redo runs of another source of their method, in the folder `out`. A calibration adds the device time of
-    each run to do, from its start to its end whatever it has behind it.
+    Then how to redo runs of another source of their method, in the folder `out`.
     """
     lines = [headline(plan.outline, plan)]
-    seconds = calibrated.seconds if calibrated else {}
     for run_id in plan.selected:
         found = plan.statuses[run_id]
-        if verbose or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
+        if each or found.state in ("running", "interrupted", "failed", "blocked") or "set aside" in found.reason:
             reason = f"  ({found.reason})" if found.reason else ""
-            cost = f"  {duration(seconds[run_id])}" if run_id in seconds else ""
-            lines.append(f"  {found.state:<11}  {run_id}{reason}{cost}")
-    lines += other_sources(plan.outline, plan, out or Path("results"))
+            known = seconds(run_id)
+            lines.append(f"  {found.state:<11}  {run_id}{reason}{'' if known is None else f'  {duration(known)}'}")
+    return "\n".join([*lines, *other_sources(plan.outline, plan, out or Path("results"))])
+
+
+def ahead(plan: Plan) -> list[str]:
+    """One line on what is to do, and how long it takes at the speed of the finished runs; none where all is done."""
     flop = sum(map(plan.flop, plan.to_do))
-    if flop:
-        guess = _measured(calibrated) if calibrated else _guess(plan, flop)
-        lines.append(f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{guess}")
-    return "\n".join(lines)
+    return [f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{_guess(plan, flop)}"] if flop else []
 
 
 def _guess(plan: Plan, flop: float) -> str:
@@ -113,21 +95,6 @@ def _guess(plan: Plan, flop: float) -> str:
     if not speed:
         return " (no finished run yet to tell the time from)"
     return f", about {duration(flop / speed)} one run at a time"
-
-
-def _measured(found: Calibration) -> str:
-    """The device time of all runs to do, and what it rests on."""
-    if not found.seconds:
-        return f" (no step could be measured on {found.device}: no time)"
-    total_s = sum(found.seconds.values())
-    unit, place = ("GPU", "one GPU") if found.cuda else ("CPU", "one CPU core")
-    basis = [f"{found.measured} of {found.kinds} kinds of run measured in {found.took_s:.0f} s"]
-    if found.finished:
-        basis.insert(0, f"{found.finished} of {found.kinds} kinds of run known from finished runs")
-    return (
-        f", about {duration(total_s)} of {place} = {total_s / 3600:.3g} {unit}-hours "
-        f"(calibrated on {found.device}: {', '.join(basis)})"
-    )
 
 
 def retry_failed(plan: Plan, out: Path) -> list[str]:

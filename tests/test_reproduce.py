@@ -109,8 +109,8 @@ def test_reading_commands_start_nothing(undisturbed, grid, tmp_path):
     status, said = call("--grid", grid, "--out", tmp_path / "new", "--dry-run")
     assert status == 0 and "3 missing" in said and "waits for its teacher" in said
     assert len(re.findall(r"^  missing  .*\)  \d+s$", said, re.M)) == 3  # the expected time of each run
-    assert re.search(r"to do: 3 runs, .* PFLOP, about \d+s of one CPU core = .* CPU-hours \(calibrated on ", said), said
-    assert "3 of 3 kinds of run measured in" in said
+    assert re.search(r"^to do: 3 runs, .* PFLOP: \S+ core-minutes on .*, about \d+s with \d slots? ", said, re.M), said
+    assert "3 of 3 kinds of run measured in" in said and re.search(r"^disk: \d+ MB in the end", said, re.M)
     assert not (tmp_path / "new").exists()
     assert call("--status", "--out", out)[0] == 0  # the grid is the one kept in the folder
     (out / "table.md").unlink()
@@ -368,6 +368,10 @@ def test_bad_teacher_file_gets_one_line_and_exit_2(tmp_path, capsys, make, says)
         (["--executor", "slurm"], "no sbatch here|--executor slurm: "),
         (["--protocol", "standart"], 'did you mean "standard"'),
         (["--dry-run", "--status"], "not allowed with"),
+        (["--dry-run=all"], "choose from summary, runs|choose from 'summary', 'runs'"),
+        (["--on", "h100"], "add --dry-run"),
+        (["--on", "avx2", "--dry-run", "--precision", "tf32"], "tf32"),
+        (["--on", "h1000", "--dry-run"], 'did you mean "h100"'),
         (["--seeds", ""], "--seeds"),
         (["--seeds", "100000000000"], "--seeds"),
         (["--slots", "1000000000000"], "--slots"),

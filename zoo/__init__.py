@@ -12,6 +12,7 @@ _MODULES = {
     "build": "registry",
     "build_meta": "registry",
     "count_macs": "registry",
+    "counts": "registry",
     "count_parameters": "registry",
     "load": "trained",
     "load_weights": "checkpoints",

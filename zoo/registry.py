@@ -45,6 +45,16 @@ class Shapes:
         return object.__getattribute__(self, name)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a network comes to, for one image. Layers are convolutions, BatchNorms and linear layers."""
+
+    macs: int  # multiply-accumulates of convolutions and linear layers; FLOPs are twice that
+    outputs: int  # numbers that its layers put out
+    layers: int
+    stored: int  # numbers in a file of its weights, BatchNorm's statistics included
+
+
 def architectures() -> tuple[str, ...]:
     """Every name that `build` takes."""
     return (*ARCHITECTURES, *_OUTSIDE)
@@ -102,8 +112,14 @@ def shapes(net: Net | str) -> Shapes:
 
 def count_macs(arch: str, num_classes: int = 100, side: int = SIDE) -> int:
     """Multiply-accumulates of the convolutions and the linear layer for one image; FLOPs are twice that."""
+    return counts(arch, num_classes, side).macs
+
+
+def counts(arch: str, num_classes: int = 100, side: int = SIDE) -> Counts:
+    """What the architecture comes to, for one image (3, side, side)."""
     if arch in _OUTSIDE:
-        return _OUTSIDE[arch].facts(num_classes, side).macs
+        facts = _OUTSIDE[arch].facts(num_classes, side)
+        return Counts(facts.macs, facts.outputs, facts.layers, facts.stored)
     return _probe(arch, num_classes, side)[1]
 
 
@@ -124,21 +140,23 @@ def _of_outside(made_by: Recipe, num_classes: int, side: int) -> Shapes:
 
 @cache
 @torch.no_grad()
-def _probe(arch: str, num_classes: int, side: int) -> tuple[Shapes, int]:
-    """Shapes and multiply-accumulates, from one image through the network on the CPU with all weights 0.
+def _probe(arch: str, num_classes: int, side: int) -> tuple[Shapes, Counts]:
+    """Shapes and counts, from one image through the network on the CPU with all weights 0.
 
     On the meta device torch would import its compiler for BatchNorm, which takes seconds, as for tensors made like
     those of another device. No generator is drawn from.
     """
     net = build_meta(arch, num_classes, side)
-    macs = 0
+    macs, outputs = 0, []
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs
-        macs += output.numel() * layer.weight[0].numel()
+        outputs.append(output.numel())
+        if not isinstance(layer, nn.BatchNorm2d):
+            macs += output.numel() * layer.weight[0].numel()
 
     for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
             module.register_forward_hook(add)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other most of the time, for zeros and on a busy machine
@@ -155,7 +173,8 @@ def _probe(arch: str, num_classes: int, side: int) -> tuple[Shapes, int]:
         last_map=_chw(out.last_map),
         pooled=out.pooled.shape[1],
     )
-    return shapes, macs
+    stored = sum(shape.numel() for shape, _ in kinds.values())
+    return shapes, Counts(macs, sum(outputs), len(outputs), stored)
 
 
 def _chw(batch: Tensor) -> tuple[int, int, int]:

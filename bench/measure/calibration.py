@@ -1,9 +1,9 @@
 """What runs cost in seconds of a device, told from a few training steps on random images before anything has started.
 
 Runs of one kind (they differ in the seed, or in settings that change numbers and not work) take equal steps, and one
-of them is measured, the teacher's pass apart: runs that train together have it in common. What the time does not
-suffice for has the speed, in FLOP/s, of the measured kinds of the same teacher and student, else of all of them.
-Augmentation and files are not in it, nor what slots of one machine take from each other.
+of them is measured, the teacher's pass apart: runs that train together have it in common, but for a second view. What
+the time does not suffice for is told by FLOP: the seconds a FLOP takes on its networks, times what its method takes
+beyond that elsewhere. Augmentation and files are not in it, nor what slots of one machine take from each other.
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.cost import cost_flop, evaluation_flop, step_flop, steps, student_flop, teacher_flop
+from bench.cost import cost_flop, evaluation_flop, shared_step_flop, step_flop, steps
 from bench.measure.step_cost import now, step, trainer_on_noise
 from bench.run import Run
 from bench.surroundings.provenance import device_name
 from bench.training.capture import captured, own_stream
 from bench.training.devices import set_precision
 
-CALIBRATION_S = 20.0  # for all kinds together; the first one measured may take longer
-WARM_UP = {"cpu": 1, "cuda": 10}  # steps before the clock counts
+CALIBRATION_S = 20.0  # for all kinds together, on a CPU of the process's own time; the first may take longer
+PATIENCE = 3  # times that, where the machine is busy with other work
+WARM_UP = {"cpu": 1, "cuda": 10}  # steps before the clock counts: the first finds memory, and makes what others use
 TURN = {"cpu": 1, "cuda": 10}  # steps between two looks at the clock: a GPU is not waited for after each
 TURNS = 2  # the shortest counts: what else runs on the machine only ever adds
-ENOUGH_S = 0.5  # on a CPU no turn after that: a long step hardly warms up, another kind is worth more than a repeat
+ENOUGH_S = 1.5  # on a CPU no second turn after that: another kind is worth more than a repeat
+ROUNDS = 20  # of the fit of speeds by networks and by method to each other
 
 Kind = tuple[str | int | None, ...]
+Networks = tuple[str | None, str]  # teacher and student
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Calibration:
     finished: int  # of them known from finished runs
     measured: int  # of them measured here
     took_s: float
+    rests_on: str = ""  # in words, where nothing was measured now
 
 
 def kind(run: Run) -> Kind:
@@ -59,7 +63,7 @@ def calibrate(
     device: torch.device,
     cohorts: Sequence[Sequence[str]] = (),
 ) -> Calibration:
-    """Measure steps of `runs` for at most CALIBRATION_S, the kinds with the most FLOP to do first.
+    """Measure steps of `runs` for about CALIBRATION_S: one kind of each pair, of each method, then the others.
 
     `finished` holds runs and their results: those of this device tell of their kinds, which are not measured then.
     `cohorts` says which runs, by id, train together; the others are alone.
@@ -71,25 +75,26 @@ def calibrate(
             examples.setdefault(kind(run), run)
             flop[kind(run)] += cost_flop(run)
     pace = Pace()
-    for run, seconds in _finished_here(finished, device):
-        pace.add(run, Step.split(seconds / _as_steps(run), run))
+    take_finished(pace, finished, lambda origin: _is_here(origin, device))
     known = len(examples.keys() & pace.step_s.keys())
-    todo = [examples[key] for key in sorted(examples, key=flop.get, reverse=True) if key not in pace.step_s]
+    todo = _in_order([examples[key] for key in sorted(examples, key=flop.get, reverse=True) if key not in pace.step_s])
     if todo and sys.stderr.isatty():
         print(f"measuring a few steps of {len(todo)} kinds of run on {device_name(device)} ...", file=sys.stderr)
-    measured = 0
+    measured, own = 0, time.process_time if device.type == "cpu" else time.monotonic
+    began = own()
     with _as_a_worker():
         for run in todo:
-            left = started + CALIBRATION_S - time.monotonic()
+            patience = started + PATIENCE * CALIBRATION_S - time.monotonic()
+            left = min(began + CALIBRATION_S - own(), patience)
             # What is known to be too slow for the rest of the time makes way for something shorter.
-            if left <= 0 or (pace.step_s and pace.guess(run) > left):
+            if left <= 0 or (pace and (1 + WARM_UP["cpu"]) * pace.guess(run) > left):
                 continue
-            found = _try(run, device, time.monotonic() + left)
+            found = _try(run, device, time.monotonic() + patience)
             if found is not None:
                 pace.add(run, found)
                 measured += 1
     together = {run_id: len(cohort) for cohort in cohorts for run_id in cohort}
-    seconds = {run_id: pace.of(run, together.get(run_id, 1)) for run_id, run in runs.items()} if pace.step_s else {}
+    seconds = {run_id: pace.of(run, together.get(run_id, 1)) for run_id, run in runs.items()} if pace else {}
     took_s = time.monotonic() - started
     return Calibration(seconds, device_name(device), device.type == "cuda", len(examples), known, measured, took_s)
 
@@ -103,7 +108,8 @@ class Step(NamedTuple):
     @classmethod
     def split(cls, seconds: float, run: Run) -> Step:
         """What is known as a whole, divided by FLOP."""
-        return cls(seconds * student_flop(run) / step_flop(run), seconds * teacher_flop(run) / step_flop(run))
+        shared = seconds * shared_step_flop(run) / step_flop(run)
+        return cls(seconds - shared, shared)
 
     def among(self, together: int) -> float:
         """Of one of so many runs."""
@@ -115,13 +121,22 @@ class Pace:
 
     def __init__(self) -> None:
         self.step_s: dict[Kind, Step] = {}
-        self._spent: dict[Any, list[tuple[float, float]]] = defaultdict(list)  # (s, FLOP) by networks; None is all
+        self._known: dict[Kind, tuple[Networks, str, float, float]] = {}  # networks, method, FLOP, seconds of a step
+        self._fitted: tuple[dict[Networks | None, float], dict[str, float]] | None = None
 
     def add(self, run: Run, step: Step) -> None:
         """Take in a measurement; of two of the same kind the later counts."""
         self.step_s[kind(run)] = step
-        for key in (_networks(run), None):
-            self._spent[key].append((sum(step), step_flop(run)))
+        self._known[kind(run)] = _networks(run), run.method, step_flop(run), sum(step)
+        self._fitted = None
+
+    def learn(self, key: Kind, networks: Networks, method: str, flop: float, seconds: float) -> None:
+        """Take in a step of no run that is at hand: it tells of the others' speed."""
+        self._known[key] = networks, method, flop, seconds
+        self._fitted = None
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
 
     def guess(self, run: Run) -> float:
         """Seconds of a step of a kind that was not measured."""
@@ -135,12 +150,50 @@ class Pace:
         return step.among(together) * steps(run) + sum(step) * evaluation_flop(run) / step_flop(run)
 
     def _s_per_flop(self, run: Run) -> float:
-        spent = self._spent.get(_networks(run)) or self._spent[None]
-        return sum(seconds for seconds, _ in spent) / sum(flop for _, flop in spent)
+        networks, methods = self._fitted = self._fitted or self._fit()
+        return networks.get(_networks(run), networks[None]) * methods.get(run.method, 1.0)
+
+    def _fit(self) -> tuple[dict[Networks | None, float], dict[str, float]]:
+        """Seconds a FLOP by networks (None: all of them), and what each method takes of that: 1 where it is usual."""
+        per_flop: dict[Networks | None, float] = {}
+        factors = {method: 1.0 for _, method, *_ in self._known.values()}
+        for _ in range(ROUNDS):
+            at: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
+            for networks, method, flop, seconds in self._known.values():
+                for place in (networks, None):
+                    _add(at[place], seconds, flop * factors[method])
+            per_flop = {place: seconds / flop for place, (seconds, flop) in at.items()}
+            of: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+            for networks, method, flop, seconds in self._known.values():
+                _add(of[method], seconds, flop * per_flop[networks])
+            factors = {method: seconds / usual for method, (seconds, usual) in of.items()}
+        return per_flop, factors
 
 
-def _networks(run: Run) -> tuple[str | None, str]:
+def _add(total: list[float], seconds: float, flop: float) -> None:
+    total[0] += seconds
+    total[1] += flop
+
+
+def _networks(run: Run) -> Networks:
     return run.teacher.arch if run.teacher else None, run.student
+
+
+def _in_order(runs: Sequence[Run]) -> list[Run]:
+    """The shortest step of each networks first, then that of each method, then the others as they come.
+
+    So that soon all kinds can be told from what has been measured.
+    """
+    order: dict[Kind, Run] = {}
+    for of in (_networks, lambda run: run.method):
+        groups: dict[Any, list[Run]] = defaultdict(list)
+        for run in runs:
+            groups[of(run)].append(run)
+        for group in groups.values():
+            if not any(kind(run) in order for run in group):
+                shortest = min(group, key=step_flop)
+                order[kind(shortest)] = shortest
+    return [*order.values(), *(run for run in runs if kind(run) not in order)]
 
 
 def _as_steps(run: Run) -> float:
@@ -148,17 +201,26 @@ def _as_steps(run: Run) -> float:
     return steps(run) + evaluation_flop(run) / step_flop(run)
 
 
-def _finished_here(
-    finished: Iterable[tuple[Run, Mapping[str, Any]]], device: torch.device
-) -> Iterator[tuple[Run, float]]:
-    """Runs that were trained on a device like this one, and the seconds that they took, or would have taken alone."""
+def take_finished(
+    pace: Pace, finished: Iterable[tuple[Run, Mapping[str, Any]]], is_there: Callable[[Mapping[str, Any]], bool]
+) -> int:
+    """Let a pace learn from finished runs, as each would have been alone; returns from how many.
+
+    `is_there` says by a result's provenance whether it is of the device in question.
+    """
+    count = 0
     for run, result in finished:
         timing = result.get("timing", {})
         seconds = timing.get("alone_s", timing.get("device_s"))
-        origin = result.get("provenance", {})
-        here = origin.get("device") == device_name(device) and (origin.get("threads") is None) == (device.type != "cpu")
-        if run.train is not None and here and isinstance(seconds, (int, float)) and seconds > 0:
-            yield run, seconds
+        usable = isinstance(seconds, (int, float)) and seconds > 0
+        if run.train is not None and usable and is_there(result.get("provenance", {})):
+            pace.add(run, Step.split(seconds / _as_steps(run), run))
+            count += 1
+    return count
+
+
+def _is_here(origin: Mapping[str, Any], device: torch.device) -> bool:
+    return origin.get("device") == device_name(device) and (origin.get("threads") is None) == (device.type != "cpu")
 
 
 def _try(run: Run, device: torch.device, deadline: float) -> Step | None:
@@ -173,27 +235,30 @@ def _try(run: Run, device: torch.device, deadline: float) -> Step | None:
 
 
 def measure(run: Run, device: torch.device, deadline: float) -> Step:
-    """Seconds of a training step, the least of warm-up and TURNS, as many as ENOUGH_S and the deadline allow.
+    """Seconds of a training step, the least of TURNS after a warm-up: the first, and those that there is time for.
 
-    On a CPU it is that of the process, which other work does not disturb, and the teacher's pass is timed by itself;
+    On a CPU they are those of the process, which other work hardly disturbs, and the teacher's pass is timed by itself;
     within a captured step it is told by its FLOP.
     """
     set_precision(run.precision)
     with own_stream(device):  # as training does: a step is captured within the warm-up, and replayed afterwards
         trainer = trainer_on_noise([run], device)
         take = captured(trainer.step, device)
-        found, began, clock = [], time.monotonic(), trainer.clock
-        for count in (WARM_UP[device.type], *[TURN[device.type]] * TURNS):
+        clock, began = trainer.clock, time.monotonic()
+
+        def turn(count: int) -> Step:
             clock.restart()
             started = now(device)
             for _ in range(count):
                 step(trainer, take)
             if clock.cpu:
-                found.append(Step((clock.all_s - clock.shared_s) / count, clock.shared_s / count))
-            else:
-                found.append(Step.split((now(device) - started) / count, run))
-            if time.monotonic() > deadline or (clock.cpu and time.monotonic() - began > ENOUGH_S):
-                break
+                return Step((clock.all_s - clock.shared_s) / count, clock.shared_s / count)
+            return Step.split((now(device) - started) / count, run)
+
+        turn(WARM_UP[device.type])
+        found = [turn(TURN[device.type])]
+        while len(found) < TURNS and time.monotonic() < (min(deadline, began + ENOUGH_S) if clock.cpu else deadline):
+            found.append(turn(TURN[device.type]))
     return min(found, key=sum)
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import zoo
 from bench.cost import step_flop
@@ -21,7 +20,6 @@ from bench.datasets import facts
 from bench.measure.step_cost import now
 from bench.run import Precision, Run
 from bench.training.devices import set_precision
-from zoo.outputs import CHANNELS
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 WIDE = ((64, 32), (128, 16), (256, 8))  # channels and side of images: the stages of the wider networks
@@ -118,26 +116,9 @@ def step_bytes(run: Run) -> float:
     """Bytes of a step, as the module says; in bfloat16 half of them."""
     known = facts(run.data)
     student, teacher = (
-        _outputs_of(arch, known.classes, known.side) if arch else 0
+        zoo.counts(arch, known.classes, known.side).outputs if arch else 0
         for arch in (run.student, run.teacher and run.teacher.arch)
     )
     passes = 6 * student + 2 * teacher
     views = 2 if run.data.views == "paired" else 1
     return passes * run.train.batch * views * (2 if run.precision == "bf16" else 4)
-
-
-@cache
-@torch.no_grad()
-def _outputs_of(arch: str, classes: int, side: int) -> int:
-    """Numbers that the layers of a network put out for one image."""
-    net, seen = zoo.build(arch, classes, side).eval(), 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal seen
-        seen += output.numel()
-
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
-            module.register_forward_hook(add)
-    net(torch.zeros(1, CHANNELS, side, side))
-    return seen

@@ -126,11 +126,14 @@ def main(arguments: list[str] | None = None) -> None:
         sizes = [path.stat().st_size for path in out.glob("runs/*/result.json")]
         print(f"{len(sizes)} finished runs, {sum(sizes) / 1e6:.0f} MB of result.json, {os.cpu_count()} cores")
         at = ("--grid", "full", "--seeds", str(args.seeds), "--out", name)
+        plan = ("--dry-run", "--on", "h100")  # without the 20 seconds of steps that a plain dry run takes
         commands = {
             "start Python, torch": ("-c", "import torch, methods, jobs.plan, bench.experiment"),
-            "plan (--dry-run)": ("reproduce.py", *at, "--dry-run"),
+            "plan, nothing there": ("reproduce.py", *at[:-1], f"{name}/none", *plan),
+            "plan, as it is": ("reproduce.py", *at, *plan),
+            "--status": ("reproduce.py", "--status", "--out", name),
             "start Python, pandas": ("-c", "import bench.report"),
-            "report (--report --no-plots)": ("reproduce.py", "--report", "--no-plots", "--out", name),
+            "--report --no-plots": ("reproduce.py", "--report", "--no-plots", "--out", name),
         }
         print(f"{'':<30}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
         for words, command in commands.items():

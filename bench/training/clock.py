@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.cost import student_flop, teacher_flop
+from bench.cost import shared_step_flop, step_flop, student_flop, teacher_flop
 
 if TYPE_CHECKING:
     from bench.training.member import Member
@@ -29,17 +29,26 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now: `shared_s` and `all_s`, on a CPU the seconds of what was shared, and of everything."""
+        """Count from now: `shared_s` and `all_s`, on a CPU the seconds of what all shared, and of everything."""
         self._lap, self.shared_s, self.all_s = self._now(), 0.0, 0.0
 
     def shared(self, members: Sequence[Member]) -> None:
         """All since the last call was for these together."""
-        if self.cpu and members:
-            seconds = self._since()
-            self.shared_s += seconds
-            for member in members:
-                member.state.device_s += seconds / len(members)
-                member.state.alone_s += seconds
+        self.shared_s += self._among(members)
+
+    def second_view(self, members: Sequence[Member]) -> None:
+        """All since the last call was for these together, which see a second view; the others do not."""
+        self._among(members)
+
+    def _among(self, members: Sequence[Member]) -> float:
+        """Divide the time since the last call; returns it, 0 where there is nobody to have it, or on a GPU."""
+        if not self.cpu or not members:
+            return 0.0
+        seconds = self._since()
+        for member in members:
+            member.state.device_s += seconds / len(members)
+            member.state.alone_s += seconds
+        return seconds
 
     def own(self, member: Member) -> None:
         """All since the last call was for this one."""
@@ -52,14 +61,17 @@ class Clock:
         """On a GPU: all since the last call was for these, in steps that cannot be timed apart."""
         if self.cpu or not members:
             return
-        own = {member: student_flop(member.run) for member in members}
-        teachers = {member: teacher_flop(member.run) for member in members}
-        sharing = sum(member.shares_teacher for member in members)
-        parts = {m: own[m] + teachers[m] / (sharing if m.shares_teacher else 1) for m in members}
+        parts, sharing = {}, [member for member in members if member.shares_teacher]
+        for member in members:
+            common = shared_step_flop(member.run)
+            second = teacher_flop(member.run) - common
+            if member.shares_teacher:
+                common, second = common / len(sharing), second / max(1, sum(one.paired for one in sharing))
+            parts[member] = student_flop(member.run) + common + second
         seconds = self._since() / sum(parts.values())
         for member in members:
             member.state.device_s += seconds * parts[member]
-            member.state.alone_s += seconds * (own[member] + teachers[member])
+            member.state.alone_s += seconds * step_flop(member.run)
 
     def tick(self, moving: Sequence[Member]) -> None:
         """The wall time since the last call was one in which these moved."""

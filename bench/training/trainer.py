@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,19 @@ class Trainer:
         """
         members = self.members if members is None else members
         inputs = self._input(images)
-        strong = self._input(strong_images) if any(member.paired for member in members) else None
         self.clock.shared(members)
         teacher, taught = None, [member for member in members if member.shares_teacher]
-        if taught:
-            with torch.no_grad(), autocast(self.precision, self.device):
-                teacher = outputs_of(self.teacher, inputs, strong)
-        self.clock.shared(taught)
+        paired = [member for member in members if member.paired]
+        with torch.no_grad(), autocast(self.precision, self.device):
+            if taught:
+                teacher = outputs_of(self.teacher, inputs, None)
+            self.clock.shared(taught)
+            strong = self._input(strong_images) if paired else None
+            self.clock.second_view(paired)
+            taught = [member for member in taught if member.paired]
+            if taught:
+                teacher = replace(teacher, strong=outputs_of(self.teacher, strong, None))
+            self.clock.second_view(taught)
 
         def own(member: Member) -> Result | Exception:
             try:

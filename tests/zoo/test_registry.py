@@ -168,6 +168,15 @@ def test_counts_match_the_reference_implementation(arch: str) -> None:
     assert len(net.state_dict()) == entries
 
 
+def test_counts_of_resnet20_by_hand() -> None:
+    """A stem, 18 convolutions and 2 projections, a BatchNorm behind each, a linear layer."""
+    counts = zoo.counts("resnet20")
+    assert counts.layers == 2 * (1 + 18 + 2) + 1
+    # stem and 6 of 16 x 32 x 32; 6 of 32 x 16 x 16, and 6 of 64 x 8 x 8, with a projection each; twice for BatchNorm
+    assert counts.outputs == 2 * (7 * 16 * 32**2 + 7 * 32 * 16**2 + 7 * 64 * 8**2) + 100
+    assert counts.stored == 278_324 + 2 * 784 + 21  # weights, running statistics, steps counted
+
+
 LAST_MAPS = {"mobilenetv2": (1280, 2, 2), "shufflenetv2": (1024, 4, 4)}  # the others': their last features
 
 

@@ -12,8 +12,10 @@ from torch import nn
 import methods
 import zoo
 from bench import cohorts
+from bench.protocol import load, resolve
+from bench.run import Run, Teacher
+from bench.training import clock, member, trainer
 from bench.training import data as datasets
-from bench.training import member, trainer
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -189,15 +191,42 @@ def test_times_are_shared_out(tmp_path, teacher):
 
 
 def test_the_teachers_pass_is_charged_to_those_that_share_it(tmp_path, teacher, monkeypatch):
-    """Not to the Student row, which has none, nor to OFD, which has its own."""
+    """Not to the Student row, which has none, nor to OFD, which has its own; of a second view to MLKD alone."""
     charged, dataset = [], tiny.dataset()
-    made = trainer.Trainer.of(runs_of(tmp_path, ("vanilla", "kd", "ofd")), dataset, teacher)
-    monkeypatch.setattr(made.clock, "shared", lambda members: charged.append([one.run.method for one in members]))
+    made = trainer.Trainer.of(runs_of(tmp_path, ("vanilla", "kd", "ofd", "mlkd")), dataset, teacher)
+    for part in ("shared", "second_view"):
+        monkeypatch.setattr(made.clock, part, lambda members: charged.append([one.run.method for one in members]))
     for one in made.members:
         one.begin_epoch(1)
-    epoch = datasets.augmented_epoch(dataset, made.members[0].run.data, 0, 1)
+    data = next(one.run.data for one in made.members if one.paired)
+    epoch = datasets.augmented_epoch(dataset, data, 0, 1)
     trainer.results_of(made.step(*epoch.batch(slice(8))))
-    assert charged == [["vanilla", "kd", "ofd"], ["kd"]]
+    assert charged == [["vanilla", "kd", "ofd", "mlkd"], ["kd", "mlkd"], ["mlkd"], ["mlkd"]]
+
+
+def test_a_second_view_is_charged_to_those_that_see_it():
+    """On a GPU by FLOP, of which a second view doubles the student's and the teacher's."""
+    nets = {"teacher": Teacher(arch="resnet20", run_id="t")}
+    kd, mlkd, ofd = (resolve(load("standard"), name, "resnet8", 0, **nets) for name in ("kd", "mlkd", "ofd"))
+    states = [member.State() for _ in range(3)]
+    members = [One(run, state, run is not ofd, run is mlkd) for run, state in zip((kd, mlkd, ofd), states, strict=True)]
+    clock.Clock(torch.device("meta")).spread(members)  # of no CPU
+    student, teacher = 3 * zoo.count_macs("resnet8"), zoo.count_macs("resnet20")
+    parts = [student + teacher / 2, 2 * student + teacher / 2 + teacher, student + teacher]
+    device_s, alone_s = ([getattr(state, name) for state in states] for name in ("device_s", "alone_s"))
+    assert device_s == pytest.approx([sum(device_s) * part / sum(parts) for part in parts])
+    alone = [student + teacher, 2 * (student + teacher), student + teacher]
+    assert alone_s == pytest.approx([sum(alone_s) * part / sum(alone) for part in alone])
+
+
+@dataclasses.dataclass(eq=False)
+class One:
+    """Of a member what a clock asks."""
+
+    run: Run
+    state: member.State
+    shares_teacher: bool
+    paired: bool
 
 
 @pytest.mark.parametrize("moved", [torch.contiguous_format, torch.channels_last])
