@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from bench.surroundings.provenance import SNAPSHOT, code_version
+from bench.surroundings.version import SNAPSHOT, code_version
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("bench", "jobs", "methods", "zoo", "reproduce.py", "pyproject.toml")
