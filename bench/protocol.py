@@ -15,6 +15,7 @@ from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from bench.surroundings import yamlio
 from methods import Settings, check
+from methods.settings import added_later
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
 
@@ -48,6 +49,7 @@ class Protocol(Settings):
     version: PositiveInt
     about: str
     sources: str
+    extends: str | None = added_later()
     data: Data
     train: Train
     vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
@@ -66,7 +68,7 @@ def names() -> list[str]:
 def load(name: str) -> Protocol:
     """A protocol by name or by the path of a YAML file; `extends: NAME` inside it starts from another one."""
     path = yamlio.find(name, "protocol", FOLDER)
-    values = _read(path, seen=())
+    values = yamlio.read_extended(path, "protocol", FOLDER)
     protocol = check(Protocol, values, f'protocol "{path.name}"')
     if protocol.data.source:
         raise BadInput(f'protocol "{path.name}": data.source is found out from the folder: leave it out')
@@ -136,27 +138,6 @@ def _rows(protocol: Protocol) -> dict[str, NamedRow]:
         )
         for name, row in protocol.rows.items()
     }
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise BadInput(f'protocol file "{path}" extends itself: break the circle')
-    values = yamlio.read(path, "protocol")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise BadInput(f'protocol file "{path}": extends {base!r}: give the name of a protocol or the path of its file')
-    return _merge(_read(yamlio.find(base, "protocol", FOLDER, path.parent.absolute()), (*seen, path)), values)
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping; a list or a null replaces what was there."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
-    return merged
 
 
 def resolve(
