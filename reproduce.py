@@ -10,11 +10,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if not all(
+    (found := importlib.util.find_spec(name)) and Path(found.origin or "").parents[1:2] == Path(__file__).parents[:1]
+    for name in ("zoo", "methods", "bench", "jobs")
+):  # PYTHONPATH leads to a `methods` of a person's own first, or PYTHONSAFEPATH is set
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from bench.surroundings import commandline, paths
 from bench.surroundings.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
@@ -160,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             output.flush()
             reader_left = output.lost and output.lost.errno == errno.EPIPE  # `--status | head` is no trouble
-            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run)):
+            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run or args.list is not None)):
                 note(f"output was lost ({output.lost.strerror}); nothing else was")
 
 
