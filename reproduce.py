@@ -167,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             output.flush()
             reader_left = output.lost and output.lost.errno == errno.EPIPE  # `--status | head` is no trouble
-            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run or args.list is not None)):
+            reads = args.status or args.report or args.compare or args.dry_run or args.list is not None
+            if output.lost and not (reader_left and reads):
                 note(f"output was lost ({output.lost.strerror}); nothing else was")
 
 
@@ -179,10 +180,7 @@ def _main(args: argparse.Namespace) -> int:
         print(version.described())
         return DONE
     if args.list is not None:
-        from bench import listing
-
-        print(listing.show(args.list, args.data))
-        return DONE
+        return _list(args)
     if args.validate is not None:
         return _validate(args)
     if args.cancel:
@@ -335,6 +333,18 @@ def _slurm_is_chosen(args: argparse.Namespace) -> bool:
 def _is_quick(args: argparse.Namespace) -> bool:
     """Whether the grid is the first one that a person tries: that should show something now, and here."""
     return args.grid is not None and Path(args.grid).stem == "quick"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from bench import listing
+
+    if args.list and listing.chosen(args.list) == "keys":
+        from jobs import reference  # imports torch, which the parameters of methods need
+
+        print(reference.text())
+    else:
+        print(listing.show(args.list, args.data))
+    return DONE
 
 
 def _validate(args: argparse.Namespace) -> int:

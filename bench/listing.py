@@ -38,14 +38,10 @@ Row = Sequence[str]
 
 def show(what: str, data: Path | None = None, width: int | None = None) -> str:
     """The list of that name as text, of as many columns as the terminal has; "" lists the lists."""
-    width = max(NARROWEST, width or shutil.get_terminal_size((100, 24)).columns)
+    width = columns(width)
     if not what:
         return table(("list", "what"), [(f"--list {name}", says) for name, says in WHAT.items()], width)
-    what = choose("list", what, WHAT)
-    if what == "keys":
-        from bench import reference  # imports torch, which the parameters of methods need
-
-        return reference.text(width)
+    what = chosen(what)
     made = {
         "grids": _grids,
         "protocols": _protocols,
@@ -55,6 +51,16 @@ def show(what: str, data: Path | None = None, width: int | None = None) -> str:
     }
     headings, rows, more = _data(data) if what == "data" else made[what]()
     return table(headings, rows, width) + f"\n\n{_wrapped(more, width)}"
+
+
+def chosen(what: str) -> str:
+    """The list that a person means; BadInput where there is none."""
+    return choose("list", what, WHAT)
+
+
+def columns(width: int | None = None) -> int:
+    """The width to write for: that of the terminal, and not too little."""
+    return max(NARROWEST, width or shutil.get_terminal_size((100, 24)).columns)
 
 
 def table(headings: Row, rows: Iterable[Row], width: int) -> str:

@@ -28,35 +28,57 @@ class MethodRecipe(Settings):
     """What a protocol says of one method: parameters, parameters per pair, and where it trains differently."""
 
     params: dict[str, Any] = {}
-    pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
+    """The method's parameters, see below."""
+    pairs: dict[str, dict[str, Any]] = {}
+    """Parameters that replace those on single pairs: {resnet56-resnet20: {beta: 2.0}}."""
     train: dict[str, Any] = {}
+    """Keys of train that replace the protocol's for this method."""
     data: dict[str, Any] = {}
+    """Keys of data that replace the protocol's for this method: views and strong."""
 
 
 class NamedRow(Settings):
     """A method with other parameters that the field prints as a row of its own; a grid names it like a method."""
 
     method: str
+    """The method."""
     label: str
+    """What the table prints."""
     params: dict[str, Any] = {}
+    """Parameters that replace those of the protocol for the method."""
     pairs: dict[str, dict[str, Any]] = {}
+    """Parameters that replace those on single pairs."""
 
 
 class Protocol(Settings):
     """A recipe. Numbers of two protocols are never compared without saying so, hence name and version."""
 
     name: str
+    """What the protocol is called: part of what a run is."""
     version: PositiveInt
+    """Raised whenever a number changes: part of what a run is."""
     about: str
+    """One line for a person."""
     sources: str
+    """Where its numbers come from."""
     extends: str | None = added_later()
+    """Another protocol that this one starts from, by name or path; mappings are merged key by key, a list or a null
+    replaces what was there.
+    """
     data: Data
+    """What is trained on."""
     train: Train
-    vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
-    teachers: dict[str, Any] = {}  # training settings of teachers alone, on top of those
-    networks: dict[str, dict[str, Any]] = {}  # "mobilenetv2": training settings of that network, on top of all others
+    """How."""
+    vanilla: dict[str, Any] = {}
+    """Keys of train that replace the above for teachers and the Student row."""
+    teachers: dict[str, Any] = {}
+    """Keys of train that replace those for teachers alone."""
+    networks: dict[str, dict[str, Any]] = {}
+    """Keys of train that replace all others for a network: {mobilenetv2: {lr: 0.01}}."""
     methods: dict[str, MethodRecipe]
-    rows: dict[str, NamedRow] = {}  # "crd_kd": a row of its own, by the name that grids use
+    """What the protocol says of each method, by its name."""
+    rows: dict[str, NamedRow] = {}
+    """Methods with other parameters as rows of their own, by the name that grids use: {crd_kd: {...}}."""
 
 
 def names() -> list[str]:
