@@ -63,10 +63,10 @@ class Section:
 
 def sections() -> Iterator[Section]:
     """The whole reference, in order. BadInput, which names it, for a key that nothing is said of."""
-    yield _of("Grids", GridFile, "What a table has: rows, pairs and seeds (--grid FILE).", level=2)
+    yield _of("Grids", GridFile, "What a table has: rows, pairs and seeds (--grid mine.yaml).", level=2)
     yield _of("An entry of pairs", PairEntry)
     yield _of("An entry of methods", RowEntry)
-    yield _of("Protocols", Protocol, "How runs are trained (--protocol FILE). With extends only what differs.", level=2)
+    yield _of("Protocols", Protocol, "How runs are trained (--protocol mine.yaml). With extends only what differs.", level=2)
     yield _of("data", Data)
     yield _of("data.strong", Strong)
     yield _of("train", Train)
@@ -78,7 +78,7 @@ def sections() -> Iterator[Section]:
         text = f"And {' and '.join(shared)}, see KD beside a method." if shared else ""
         yield _of(", ".join(names), cls, text, leave_out=shared)
     yield _of("KD beside a method", WithKD)
-    text = "What SLURM jobs ask for (--cluster FILE); every key may be left out."
+    text = "What SLURM jobs ask for (--cluster mine.yaml); every key may be left out."
     yield _of("Cluster files", Cluster, text, level=2)
     above = tuple(name for name in ResourceClass.model_fields if name in Cluster.model_fields)
     yield _of("An entry of classes", ResourceClass, "Any of the keys above but classes, and:", leave_out=above)
