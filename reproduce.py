@@ -1,4 +1,4 @@
-"""Regenerate a results table of knowledge distillation: `python reproduce.py --grid quick`.
+"""Regenerate a results table of knowledge distillation: `kd-bench --grid quick`, or `python reproduce.py`.
 
 Expands a grid into runs, trains what is missing (teachers first), and writes the table. The same command again
 resumes. Exit status: 0 every selected cell is done, 1 some failed or are blocked, 2 the request is wrong and nothing
@@ -10,15 +10,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.surroundings import paths
+if not all(
+    (found := importlib.util.find_spec(name)) and Path(found.origin or "").parents[1:2] == Path(__file__).parents[:1]
+    for name in ("zoo", "methods", "bench", "jobs")
+):  # PYTHONPATH leads to a `methods` of a person's own first, or PYTHONSAFEPATH is set
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from bench.surroundings import commandline, paths
 from bench.surroundings.commandline import DONE, STOPPED_EARLY, Parser, explain, lasting_output, note, refuse
-from jobs import claims
+from jobs import claims, folders
 from zoo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,117 +37,128 @@ MOST_MINUTES = 60 * 24 * 366
 MOST_RUNS, MOST_SEEDS = 1000, 20
 PRECISION = "fp32"
 SUMMARY, EACH = "summary", "runs"  # what --dry-run shows
+HELP = """\
+Regenerates a results table of knowledge distillation. Expands a grid into runs,
+trains what is missing (teachers first), and writes the table. The same command
+again resumes.
+"""
+EXAMPLES = (
+    ("--grid quick", "small, minutes, no download"),
+    ("--grid full --dry-run", "what it needs, how long"),
+    ("--grid full --only method=kd,dkd", ""),
+    ("--status", "how far it is"),
+    ("--report", "the table, from files alone"),
+    ("--validate grid.yaml", "is my file right?"),
+)
+EXIT = """\
+exit status: 0 every selected cell is done; 1 some failed or are blocked; 2 the
+request is wrong, and nothing was started; 3 stopped early and resumable.
+Each key of grids, protocols and cluster files: --list keys.
+"""
 
 
 def parser() -> Parser:
-    """The command line."""
+    """The command line. Its help is for 80 columns, each option in one line where that says enough."""
     made = Parser(
-        prog="reproduce.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=commandline.program(),
+        usage="%(prog)s [--grid NAME|FILE] [options]",
+        description=HELP,
+        epilog="\n".join(["examples:", *(f"  {line}".rstrip() for line in _examples()), "", EXIT]),
+        formatter_class=commandline.Narrow,
+        add_help=False,
     )
     what = made.add_argument_group("what to run")
-    what.add_argument(
-        "--grid",
-        metavar="NAME|FILE",
-        help="a grid of bench/grids/ or a YAML file (default: full; "
-        "with --status, --report and --compare the grid that --out was last used for)",
-    )
-    what.add_argument("--protocol", metavar="NAME|FILE", help="another protocol than the grid's")
+    what.add_argument("--grid", metavar="NAME|FILE", help="the grid (default: full; to look at: the last one)")
+    what.add_argument("--protocol", metavar="NAME|FILE", help="another recipe than the grid's")
     what.add_argument(
         "--only",
-        metavar="KEY=VALUE,...",
+        metavar="K=V",
         nargs="+",
         action="extend",
         default=[],
-        help="cells to run, e.g. method=kd,dkd,student=resnet8x4 (keys: method, teacher, student, seed; "
-        "several filters: any may match)",
+        help="these cells alone: method=kd,dkd,student=resnet20 (keys: method, teacher, student, seed; several: any "
+        "may match)",
     )
+    what.add_argument("--seeds", metavar="N|A,B", nargs="+", help="how many seeds (3), or which (0,1,2 or 0-2)")
+    what.add_argument("--seed", metavar="A,B", nargs="+", help="which seeds, also for one: 42 is the seed 42")
     what.add_argument(
-        "--seeds", metavar="N|A,B,...", nargs="+", help="a count (3), or several seeds themselves (0,1,2 or 0-2)"
-    )
-    what.add_argument("--seed", metavar="A,B,...", nargs="+", help="the seed itself (42 is seed 42), or several")
-    what.add_argument(
-        "--precision", choices=("fp32", "tf32", "bf16"), help=f"part of a run's identity (default: {PRECISION})"
+        "--precision", choices=("fp32", "tf32", "bf16"), metavar="P", help=f"fp32, tf32 or bf16 (default: {PRECISION})"
     )
     where = made.add_argument_group("where")
-    where.add_argument("--out", metavar="DIR", type=paths.option, default=Path("results"), help="default: results")
     where.add_argument(
-        "--data",
-        metavar="DIR",
-        type=paths.option,
-        help="folder that holds cifar-100-python/, cifar-10-batches-py/, tiny-imagenet-200/, or train/ and test/ of an "
-        "image folder (default: $CIFAR100_ROOT, $CIFAR10_ROOT, $TINY_IMAGENET_ROOT, $IMAGE_FOLDER_ROOT, else ./data; "
-        "CIFAR is downloaded if missing)",
+        "--out", metavar="DIR", type=paths.option, default=Path("results"), help="results folder (default: results)"
     )
-    where.add_argument("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda or cuda:N")
     where.add_argument(
-        "--slots",
-        metavar="N",
-        type=int,
-        help="worker processes at once per device (default: 1 on a GPU, one a core on a CPU)",
+        "--data", metavar="DIR", type=paths.option, help="where the data set lies (default: see --list data)"
     )
+    where.add_argument(
+        "--device", metavar="D", default="auto", help="cpu, cuda, cuda:N, or auto: all GPUs, else the CPU"
+    )
+    where.add_argument("--slots", metavar="N", type=int, help="workers per device (default: GPU 1, CPU as its cores)")
     where.add_argument(
         "--together",
         metavar="N",
         type=int,
-        help="runs at most that share a process, and with it their images and their teacher's pass; 1: each has its "
-        "own (default: all that can share, as long as every slot has work; with SLURM what the cluster file says)",
+        help="runs at most that share a worker, its images and its teacher's pass (default: all that can while each "
+        "slot has work; SLURM: as the cluster file says)",
     )
     where.add_argument(
         "--executor",
         choices=("auto", "local", "slurm"),
+        metavar="E",
         default="auto",
-        help="auto: SLURM where sbatch is there and configured and this is no allocation already, else local; "
-        "the grid quick is always local unless slurm is asked for",
+        help="local, slurm, or auto: slurm where sbatch works, this is no job already, and the grid is not quick",
     )
-    where.add_argument(
-        "--cluster",
-        metavar="NAME|FILE",
-        help="what SLURM jobs ask for: a YAML file like jobs/slurm/clusters/example.yaml "
-        "(default: one GPU, two cores, and the cluster's own defaults)",
-    )
+    where.add_argument("--cluster", metavar="NAME|FILE", help="what a SLURM job asks for (default: a GPU, two cores)")
     how = made.add_argument_group("how")
-    how.add_argument("--time-budget", metavar="MIN", type=float, help="stop after MIN minutes, with checkpoints")
+    how.add_argument("--time-budget", metavar="MIN", type=float, help="stop after MIN minutes, resumable")
     how.add_argument(
         "--hung-min",
         metavar="MIN",
         type=float,
-        help="kill a worker that makes no step for MIN minutes, and go on from its checkpoints "
-        f"(default: {claims.HUNG_S / 60:g}; with SLURM what the cluster file says)",
+        help=f"end a worker that makes no step for so long, and go on from its checkpoints "
+        f"(default: {claims.HUNG_S / 60:g}; SLURM: as the cluster file says)",
     )
     how.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their checkpoints")
-    how.add_argument("--force", action="store_true", help="start the selected runs over; old files go to DIR/aside/")
+    how.add_argument("--force", action="store_true", help="start over; old files go to DIR/aside/")
     how.add_argument("--wait", action="store_true", help="with SLURM: follow the jobs to the end, then report")
     how.add_argument("--yes", action="store_true", help=f"do not ask before more than {MOST_RUNS:,} runs")
     how.add_argument(
         "--columns",
         metavar="NAME,...",
-        help="with --report: tables of more than accuracy, from weights that python -m bench.examine looked at "
-        "(train_top1, agreement, kl, ece, parameters, macs, or all); table.csv and runs.csv have them anyway",
+        help="with --report, more tables: train_top1, agreement, kl, ece, parameters, macs or all, of weights that "
+        "python -m bench.examine has seen",
     )
     how.add_argument(
         "--on", metavar="DEVICE", help="with --dry-run: the cost on another device, e.g. h100, a100, 4090, avx512"
     )
     how.add_argument("--no-plots", action="store_true", help="write the tables only")
-    instead = made.add_mutually_exclusive_group()
+    group = made.add_argument_group("instead of running")
+    instead = group.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",
         nargs="?",
         const=SUMMARY,
         choices=(SUMMARY, EACH),
-        help="print what it will cost, per pair and per method; --dry-run=runs: also each run's state, reason and time",
+        help="print what it will cost, per pair and method; =runs: also each run's state, reason and time",
     )
-    instead.add_argument("--status", action="store_true", help="print how far the runs are, from files only")
-    instead.add_argument("--report", action="store_true", help="write tables and plots from files only")
+    instead.add_argument("--status", action="store_true", help="print how far the runs are, from files alone")
+    instead.add_argument("--report", action="store_true", help="write tables, plots and page, from files alone")
+    instead.add_argument("--compare", metavar="DIR", type=paths.option, help="put --out beside another results folder")
+    instead.add_argument("--cancel", action="store_true", help="end the SLURM jobs of --out")
     instead.add_argument(
-        "--compare",
-        metavar="DIR",
-        type=paths.option,
-        help="put --out beside another results folder, cell by cell, from files only; writes compare.md",
+        "--list", metavar="WHAT", nargs="?", const="", help="grids, protocols, methods, pairs, architectures, data"
     )
-    instead.add_argument("--cancel", action="store_true", help="end the SLURM jobs that were submitted for --out")
+    instead.add_argument("--validate", metavar="FILE", help="check a grid, protocol or cluster file, and run nothing")
+    instead.add_argument("--version", action="store_true", help="version, commit, and what results rest on")
+    group.add_argument("-h", "--help", action="help", help="this")
     return made
+
+
+def _examples() -> list[str]:
+    lines = [(f"{commandline.program()} {options}", says) for options, says in EXAMPLES]
+    width = max(len(line) for line, says in lines if says)
+    return [f"{line:<{width}}  {says}" for line, says in lines]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,12 +177,22 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             output.flush()
             reader_left = output.lost and output.lost.errno == errno.EPIPE  # `--status | head` is no trouble
-            if output.lost and not (reader_left and (args.status or args.report or args.compare or args.dry_run)):
+            reads = args.status or args.report or args.compare or args.dry_run or args.list is not None
+            if output.lost and not (reader_left and reads):
                 note(f"output was lost ({output.lost.strerror}); nothing else was")
 
 
 def _main(args: argparse.Namespace) -> int:
     _check_arguments(args)
+    if args.version:
+        from bench.surroundings import version  # asks git
+
+        print(version.described())
+        return DONE
+    if args.list is not None:
+        return _list(args)
+    if args.validate is not None:
+        return _validate(args)
     if args.cancel:
         return _cancel(args)
     if args.status:
@@ -279,7 +307,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise BadInput(f"--time-budget {args.time_budget:g}: give minutes above 0")
     if args.out.exists() and not args.out.is_dir():
         raise BadInput(f'--out "{args.out}" is a file: give a folder')
+    if args.status or args.report or args.cancel or args.compare:
+        folders.require(args.out, "--out")
     for folder in (args.out, args.compare) if args.compare else ():
+        folders.require(folder, "--compare" if folder is args.compare else "--out")
         if not (folder / "runs").is_dir():
             raise BadInput(f'"{folder}" has no runs/: --compare needs two results folders, --out and the one given')
     if args.on is not None and not args.dry_run:
@@ -331,6 +362,25 @@ def _slurm_is_chosen(args: argparse.Namespace) -> bool:
 def _is_quick(args: argparse.Namespace) -> bool:
     """Whether the grid is the first one that a person tries: that should show something now, and here."""
     return args.grid is not None and Path(args.grid).stem == "quick"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from bench import listing
+
+    if args.list and listing.chosen(args.list) == "keys":
+        from jobs import reference  # imports torch, which the parameters of methods need
+
+        print(reference.text())
+    else:
+        print(listing.show(args.list, args.data))
+    return DONE
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from jobs import validate  # imports torch, which the parameters of methods and the networks need
+
+    asked = {"protocol": args.protocol, "seeds": _seeds(args), "precision": args.precision or PRECISION}
+    return validate.validate(args.validate, **asked, data=args.data)
 
 
 def _cancel(args: argparse.Namespace) -> int:

@@ -5,6 +5,14 @@ other programs read, `surroundings/` is what a run finds around it, `doors/` has
 `methods` are imported, and by `experiment`, which joins all, `training`.
 """
 
-from pathlib import Path
+import os
+import sys
 
-__path__.append(str(Path(__file__).with_name("doors")))  # commands go by short names: python -m bench.speed
+__version__ = "0.1.0"
+
+# `python -m bench.speed` looks for modules in the working directory first, and would take a person's own `methods` or
+# `random.py` for ours or Python's. From here on nothing is looked for there, unless it is the folder of this project.
+if sys.argv[:1] == ["-m"] and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
+    del sys.path[0]
+
+__path__.append(os.path.join(os.path.dirname(__file__), "doors"))  # commands by short names: python -m bench.speed

@@ -18,7 +18,8 @@ from bench.datasets import facts
 from bench.protocol import CHECKPOINT
 from bench.run import Data, Run
 from bench.store import weights_fault
-from bench.surroundings.provenance import code_version, provenance
+from bench.surroundings.provenance import provenance
+from bench.surroundings.version import code_version
 from bench.training import data as datasets
 from bench.training.capture import own_stream
 from bench.training.devices import failure_of_device

@@ -38,8 +38,13 @@ class PairEntry(Settings):
     """A pair by its two names; with `teacher_weights` its teacher is not trained, its weights come from that file."""
 
     teacher: str
+    """Architecture of the teacher."""
     student: str
+    """Architecture of the student."""
     teacher_weights: str | None = None
+    """A checkpoint that the teacher's weights come from; null is to train it. A path from the grid's folder; ~ and
+    $VARIABLES are filled in.
+    """
 
 
 class RowEntry(Settings):
@@ -54,8 +59,11 @@ class RowEntry(Settings):
     file: str | None = None
     """A Python file with a method of your own. A path from the grid's folder."""
     label: str | None = None
+    """What the table prints; null is the method's own label, with the parameters that differ."""
     params: dict[str, Any] = {}
-    pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
+    """Parameters that replace the protocol's."""
+    pairs: dict[str, dict[str, Any]] = {}
+    """Parameters that replace those on single pairs: {resnet56-resnet20: {beta: 2.0}}."""
 
     def params_on(self, teacher: str, student: str) -> dict[str, Any]:
         """What is set on a pair."""
@@ -95,13 +103,23 @@ class GridFile(Settings):
     """A grid as written."""
 
     name: str
+    """What the grid is called in reports."""
     about: str
+    """One line for a person."""
     protocol: str
+    """The protocol, by name or path; --protocol replaces it."""
     pairs: Annotated[list[str | PairEntry], BeforeValidator(_list_as_written)]
+    """Pairs as teacher-student (resnet56-resnet20), as a list or with commas between them; or mappings with the keys of
+    a pair.
+    """
     methods: Annotated[Literal["all"] | list[str | RowEntry], BeforeValidator(_list_as_written)]
-    # A count (0, 1, ...) or the seeds themselves, or a text that --seeds takes.
+    """Rows of the table: all is the target table's; else names of methods or named rows, as a list or with commas
+    between them; or mappings with the keys of a row. The Student row is always there.
+    """
     seeds: Annotated[PositiveInt | list[NonNegativeInt], BeforeValidator(_seeds_as_written)]
+    """How many (3 is 0, 1, 2), or which: [0, 4], 0-2; --seeds replaces it."""
     teacher_seed: NonNegativeInt = Field(default=0)
+    """The seed of the teachers, one run for all students."""
     networks: dict[str, Network] = {}
     """Networks that do not come with the project, by the names that pairs give them: mappings with the keys of a
     network.

@@ -16,6 +16,7 @@ from bench.datasets import check_sizes
 from bench.run import Data, Precision, ProtocolRef, Run, Teacher, Train
 from bench.surroundings import yamlio
 from methods import Settings, check
+from methods.settings import added_later
 from zoo.errors import BadInput, choose
 from zoo.pairs import split_pair
 
@@ -28,34 +29,57 @@ class MethodRecipe(Settings):
     """What a protocol says of one method: parameters, parameters per pair, and where it trains differently."""
 
     params: dict[str, Any] = {}
-    pairs: dict[str, dict[str, Any]] = {}  # "resnet56-resnet20": parameters that replace the ones above
+    """The method's parameters, see below."""
+    pairs: dict[str, dict[str, Any]] = {}
+    """Parameters that replace those on single pairs: {resnet56-resnet20: {beta: 2.0}}."""
     train: dict[str, Any] = {}
+    """Keys of train that replace the protocol's for this method."""
     data: dict[str, Any] = {}
+    """Keys of data that replace the protocol's for this method: views and strong."""
 
 
 class NamedRow(Settings):
     """A method with other parameters that the field prints as a row of its own; a grid names it like a method."""
 
     method: str
+    """The method."""
     label: str
+    """What the table prints."""
     params: dict[str, Any] = {}
+    """Parameters that replace those of the protocol for the method."""
     pairs: dict[str, dict[str, Any]] = {}
+    """Parameters that replace those on single pairs."""
 
 
 class Protocol(Settings):
     """A recipe. Numbers of two protocols are never compared without saying so, hence name and version."""
 
     name: str
+    """What the protocol is called: part of what a run is."""
     version: PositiveInt
+    """Raised whenever a number changes: part of what a run is."""
     about: str
+    """One line for a person."""
     sources: str
+    """Where its numbers come from."""
+    extends: str | None = added_later()
+    """Another protocol that this one starts from, by name or path; mappings are merged key by key, a list or a null
+    replaces what was there.
+    """
     data: Data
+    """What is trained on."""
     train: Train
-    vanilla: dict[str, Any] = {}  # training settings of teachers and the Student row, where they differ
-    teachers: dict[str, Any] = {}  # training settings of teachers alone, on top of those
-    networks: dict[str, dict[str, Any]] = {}  # "mobilenetv2": training settings of that network, on top of all others
+    """How."""
+    vanilla: dict[str, Any] = {}
+    """Keys of train that replace the above for teachers and the Student row."""
+    teachers: dict[str, Any] = {}
+    """Keys of train that replace those for teachers alone."""
+    networks: dict[str, dict[str, Any]] = {}
+    """Keys of train that replace all others for a network: {mobilenetv2: {lr: 0.01}}."""
     methods: dict[str, MethodRecipe]
-    rows: dict[str, NamedRow] = {}  # "crd_kd": a row of its own, by the name that grids use
+    """What the protocol says of each method, by its name."""
+    rows: dict[str, NamedRow] = {}
+    """Methods with other parameters as rows of their own, by the name that grids use: {crd_kd: {...}}."""
 
 
 def names() -> list[str]:
@@ -67,7 +91,7 @@ def names() -> list[str]:
 def load(name: str) -> Protocol:
     """A protocol by name or by the path of a YAML file; `extends: NAME` inside it starts from another one."""
     path = yamlio.find(name, "protocol", FOLDER)
-    values = _read(path, seen=())
+    values = yamlio.read_extended(path, "protocol", FOLDER)
     protocol = check(Protocol, values, f'protocol "{path.name}"')
     if protocol.data.source:
         raise BadInput(f'protocol "{path.name}": data.source is found out from the folder: leave it out')
@@ -137,27 +161,6 @@ def _rows(protocol: Protocol) -> dict[str, NamedRow]:
         )
         for name, row in protocol.rows.items()
     }
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise BadInput(f'protocol file "{path}" extends itself: break the circle')
-    values = yamlio.read(path, "protocol")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise BadInput(f'protocol file "{path}": extends {base!r}: give the name of a protocol or the path of its file')
-    return _merge(_read(yamlio.find(base, "protocol", FOLDER, path.parent.absolute()), (*seen, path)), values)
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping; a list or a null replaces what was there."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
-    return merged
 
 
 def resolve(

@@ -31,7 +31,9 @@ class Strong(Settings):
     """Strong augmentation: crop and flip, RandAugment, cutout."""
 
     ops: PositiveInt
+    """Operations of RandAugment per image."""
     posterize_bits: tuple[NonNegativeInt, NonNegativeInt] = Field(strict=False)
+    """The fewest and the most bits that posterize leaves."""
 
 
 class Source(Settings):
@@ -41,10 +43,15 @@ class Source(Settings):
     """
 
     digest: Digest
+    """SHA-256 over every image's bytes, class, name and part."""
     classes: PositiveInt
-    train: PositiveInt  # images
-    smallest: PositiveInt  # training images of the class with the fewest
+    """Number of classes."""
+    train: PositiveInt
+    """Training images."""
+    smallest: PositiveInt
+    """Training images of the class with the fewest."""
     test: PositiveInt
+    """Test images."""
 
 
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
@@ -54,21 +61,28 @@ class Data(Settings):
     """What a run trains on and is watched on; the test set is always the whole test set."""
 
     dataset: Datasets
-    # A class-balanced subset of that size; None is the whole training set.
+    """The data set, by the name that `--list data` gives."""
     train_images: Annotated[int, Field(gt=0, le=10_000_000)] | None
+    """Train on so many images, as many of each class, of what validation leaves; null is all of that."""
     views: Literal["weak", "weak+strong", "paired"]
+    """weak: crop and flip; weak+strong: a weakly and a strongly augmented copy of each image, shuffled together;
+    paired: both views of an image in one step.
+    """
     strong: Strong | None
-    # So many training images, class-balanced, are held out: accuracy during training is measured on them, and the test
-    # set is looked at once, after the last epoch. With 0 nothing is measured before that. None is the field's habit:
-    # the test set after every epoch. `train_images` is drawn from what is left.
+    """The strong augmentation, where views names one; else null."""
     validation: Annotated[int, Field(ge=0, le=10_000_000)] | None = added_later()
-    # Height and width that the images of a folder are resized to; a data set of one size has none to give.
+    """Hold out so many training images, as many of each class: accuracy during training is measured on them, and the
+    test set is looked at once, after the last epoch. 0: nothing is measured before that. Null, the field's habit:
+    the test set after every epoch.
+    """
     side: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = added_later()
-    # Of normalisation, for pixels in 0..1; None is the data set's own.
+    """Height and width that the images of a folder are resized to; data sets of one size take none."""
     mean: Channels | None = added_later()
+    """Mean of normalisation, of each channel for pixels in 0..1; null is the data set's own. Goes with std."""
     std: Channels | None = added_later()
-    # Filled in when a folder has been read (`bench.datasets.identified`), never written in a protocol.
+    """Deviation of normalisation, likewise, above 0."""
     source: Source | None = added_later()
+    """Found out from the folder, never written in a protocol."""
 
     @model_validator(mode="after")
     def _a_whole_normalisation(self) -> Data:
@@ -89,30 +103,45 @@ class Train(Settings):
     """An optimiser and its learning rate over the epochs: SGD with steps, the field's, unless it says otherwise."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
+    """Number of epochs."""
     batch: Annotated[int, Field(gt=0, le=100_000)]
+    """Images per step."""
     lr: PositiveFloat
-    momentum: Annotated[float, Field(ge=0, lt=1)]  # AdamW's beta1
+    """Learning rate that the schedule starts from, or the height of its cycle."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Momentum of SGD; beta1 of AdamW."""
     nesterov: bool
-    weight_decay: NonNegativeFloat  # applies to everything trainable, BatchNorm and biases included
-    milestones: tuple[PositiveInt, ...] = Field(strict=False)  # epochs after which the learning rate drops
+    """Whether SGD's momentum is Nesterov's."""
+    weight_decay: NonNegativeFloat
+    """Weight decay of everything trainable, BatchNorm and biases included."""
+    milestones: tuple[PositiveInt, ...] = Field(strict=False)
+    """Epochs after which the learning rate drops, rising; [] is none."""
     gamma: PositiveFloat
-    grad_clip: PositiveFloat | None  # L2 norm over all gradients; None is off
-    # One cycle: the learning rate rises from 0 to `lr` in this share of all steps, then falls to 0, both linearly.
+    """What the learning rate is multiplied by at a milestone."""
+    grad_clip: PositiveFloat | None
+    """Largest L2 norm over all gradients; null is off."""
     peak_at: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
-    # None is SGD, which may be written as "sgd". AdamW is Loshchilov and Hutter's, ICLR 2019.
+    """One cycle: the learning rate rises from 0 to lr in this share of all steps, then falls to 0, both linearly. Goes
+    with milestones: [].
+    """
     optimizer: Annotated[Literal["adamw"] | None, BeforeValidator(lambda given: None if given == "sgd" else given)] = (
         added_later()
     )
-    beta2: Annotated[float, Field(gt=0, lt=1)] | None = added_later()  # of AdamW; None is 0.999
-    eps: PositiveFloat | None = added_later()  # of AdamW; None is 1e-8
-    # None is steps at the milestones, or one cycle where `peak_at` is given. "cosine" falls to `final_lr` (None is 0)
-    # over what follows the warm-up, along half a cosine: Loshchilov and Hutter, ICLR 2017, without restarts.
+    """adamw is that of Loshchilov and Hutter (ICLR 2019); null, or sgd, is SGD."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
+    """beta2 of AdamW; null is 0.999."""
+    eps: PositiveFloat | None = added_later()
+    """epsilon of AdamW; null is 1e-8."""
     schedule: Literal["cosine"] | None = added_later()
+    """cosine falls from lr to final_lr over what follows the warm-up, along half a cosine (Loshchilov and Hutter, ICLR
+    2017, without restarts); null is steps at the milestones, or one cycle where peak_at is given.
+    """
     final_lr: NonNegativeFloat | None = added_later()
-    # Of the labels, in every method's cross entropy with them; None is 0. Losses on held-out images have none of it.
+    """Where schedule cosine ends, below lr; null is 0."""
     label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = added_later()
-    # Epochs in which the learning rate rises from 0 to what the schedule begins with, linearly; parts of one count.
+    """Smoothing of the labels in every method's cross entropy; null is 0. Losses on held-out images have none of it."""
     warm_up: PositiveFloat | None = added_later()
+    """Epochs in which the learning rate rises from 0 to what the schedule begins with, linearly; parts of one count."""
 
     @model_validator(mode="after")
     def _one_schedule(self) -> Train:

@@ -1,10 +1,12 @@
-"""Distillation methods, one short file each. Every module in this folder is imported, so a new file is a new method."""
+"""Distillation methods, one short file each. Every module in this folder is imported, so a new file is a new method.
+
+They are imported all at once, when the first of the names below is asked for: torch takes seconds, and what needs the
+settings alone has not them.
+"""
 
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-
-import zoo  # noqa: F401 (first, as it imports torch: the files below are read and imported within milliseconds)
 
 
 def _read() -> dict[str, bytes]:
@@ -13,43 +15,29 @@ def _read() -> dict[str, bytes]:
 
 _before = _read()
 
-from methods.contract import (  # noqa: E402
-    GROUPS,
-    Batch,
-    Method,
-    Progress,
-    TrainSet,
-    all_names,
-    apart,
-    bring,
-    get,
-    names,
-    names_here,
-    register,
-)
 from methods.settings import Settings, check  # noqa: E402
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+_OF_CONTRACT = (
+    *("GROUPS", "Batch", "Method", "Progress", "TrainSet"),
+    *("all_names", "apart", "bring", "get", "names", "names_here", "register"),
+)
 
-# The source that this process runs, by module name: the files may change while it runs. One that changed while it was
-# being imported is left out.
-FILES = {name: text for name, text in _read().items() if _before.get(name) == text}
+__all__ = ["FILES", "Settings", "check", *_OF_CONTRACT]
 
-__all__ = [
-    "FILES",
-    "GROUPS",
-    "Batch",
-    "Method",
-    "Progress",
-    "Settings",
-    "TrainSet",
-    "all_names",
-    "apart",
-    "bring",
-    "check",
-    "get",
-    "names",
-    "names_here",
-    "register",
-]
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load()
+    return globals()[name]
+
+
+def _load() -> None:
+    import_module("torch")  # first, so that the files are read and imported within milliseconds
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    contract = import_module(f"{__name__}.contract")
+    globals().update({name: getattr(contract, name) for name in _OF_CONTRACT})
+    # The source that this process runs, by module name: the files may change while it runs. One that changed before it
+    # was imported is left out.
+    globals()["FILES"] = {name: text for name, text in _read().items() if _before.get(name) == text}

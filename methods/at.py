@@ -42,7 +42,9 @@ class AT(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         attention_weight: NonNegativeFloat
+        """Weight of the distance of attention maps, summed over stages."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

@@ -41,9 +41,13 @@ class CATKD(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         beta: NonNegativeFloat
+        """Weight of the distance of class activation maps."""
         cells: PositiveInt = 2
+        """Height and width that the maps are pooled to."""
         normalise: bool = False
+        """Whether each class's map is divided by its length, as in the paper's equation."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         for who, net in (("student", student), ("teacher", teacher)):

@@ -65,10 +65,15 @@ class CLKD(Method):
 
     class Params(Settings):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         level_weight: NonNegativeFloat
+        """Weight of the two distances of logits, per sample and per class."""
         beta: NonNegativeFloat
+        """Weight of the class distance within them."""
         correlation_weight: NonNegativeFloat
+        """Weight of the distance of class correlations."""
         correlation: Correlation
+        """Which of three forms of that distance is taken; see methods/clkd.py."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

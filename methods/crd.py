@@ -107,11 +107,17 @@ class CRD(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         crd_weight: NonNegativeFloat
+        """Weight of the two contrastive terms."""
         embedding: PositiveInt
+        """Width of the embeddings."""
         negatives: PositiveInt
+        """Samples of other classes that each sample is contrasted with."""
         temperature: PositiveFloat
+        """tau, which cosines of embeddings are divided by."""
         bank_momentum: Annotated[float, Field(ge=0, lt=1)]
+        """Share of a memory's row that stays when it takes in the sample's new embedding."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         p, labels = self.params, train_set.labels

@@ -41,11 +41,17 @@ class CTKD(Method):
 
     class Params(Settings):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         kd_weight: NonNegativeFloat
+        """Weight of the soft-target term."""
         temperature_least: PositiveFloat
+        """The lowest T that can be learned."""
         temperature_range: PositiveFloat
+        """How far above that T can go."""
         ramp_epochs: PositiveInt
+        """Epochs over which the gradient of T rises to its full size."""
         standardize: bool = added_later(False)
+        """Logit standardization: the soft-target term takes logits of mean 0 and deviation 1."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         self.theta = nn.Parameter(torch.ones(()))

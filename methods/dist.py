@@ -48,9 +48,13 @@ class DIST(Method):
 
     class Params(Settings):
         temperature: PositiveFloat
+        """T, which logits are divided by."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         inter_weight: NonNegativeFloat
+        """Weight of the correlation of each sample's predictions."""
         intra_weight: NonNegativeFloat
+        """Weight of the correlation of each class's predictions over a batch."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

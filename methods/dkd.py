@@ -62,12 +62,19 @@ class DKD(Method):
 
     class Params(Settings):
         temperature: PositiveFloat
+        """T, which logits are divided by in the decoupled terms."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         alpha: NonNegativeFloat
+        """Weight of the target class's term (TCKD)."""
         beta: NonNegativeFloat
+        """Weight of the other classes' term (NCKD)."""
         warm_up_epochs: PositiveInt
+        """Epochs over which both terms rise to their full weight."""
         logit_clamp: PositiveFloat | None = None
+        """Logits are cut to plus and minus this in the decoupled terms; null is off."""
         standardize: bool = added_later(False)
+        """Logit standardization: the decoupled terms take logits of mean 0 and deviation 1."""
 
         @model_validator(mode="after")
         def _one_of_two(self) -> DKD.Params:

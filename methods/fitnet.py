@@ -45,8 +45,11 @@ class FitNet(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         hint_weight: NonNegativeFloat
+        """Weight of the distance of features."""
         hint_layer: NonNegativeInt
+        """The stage whose features are compared; 0 is the stem's."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         layer = self.params.hint_layer

@@ -26,7 +26,9 @@ class WithKD(Settings):
     """
 
     kd_weight: NonNegativeFloat | None = added_later()
+    """Weight of KD's term beside the method's own; needs kd_temperature. Null is no such term."""
     kd_temperature: PositiveFloat | None = added_later()
+    """T of that term."""
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> WithKD:
@@ -58,9 +60,13 @@ class KD(Method):
 
     class Params(Settings):
         temperature: PositiveFloat
+        """T, which both networks' logits are divided by in the soft-target term."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         kd_weight: NonNegativeFloat
+        """Weight of the soft-target term."""
         standardize: bool = added_later(False)
+        """Logit standardization: the soft-target term takes logits of mean 0 and deviation 1."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p, z_s, z_t = self.params, student.logits, teacher.logits

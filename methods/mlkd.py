@@ -65,13 +65,21 @@ class MLKD(Method):
 
     class Params(Settings):
         standardize: bool = added_later(False)
+        """Logit standardization: the instance terms take logits of mean 0 and deviation 1."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         temperatures: tuple[PositiveFloat, ...] = Field(strict=False, min_length=1)
+        """The T over which all terms are summed; none twice, unless standardize is set."""
         instance_weight: NonNegativeFloat
+        """Weight of the soft-target term."""
         batch_weight: NonNegativeFloat
+        """Weight of the term on relations of samples."""
         class_weight: NonNegativeFloat
-        strong_instance_weight: NonNegativeFloat | None = None  # None: one view
+        """Weight of the term on relations of classes."""
+        strong_instance_weight: NonNegativeFloat | None = None
+        """Weight of the soft-target term on a strongly augmented view; null is training on one view."""
         slipped_temperatures: tuple[PositiveFloat, ...] = Field(strict=False, default=())
+        """T at which the strong view takes the weak view's logits, as released code does."""
 
         @field_validator("temperatures")
         @classmethod

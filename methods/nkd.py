@@ -45,9 +45,13 @@ class NKD(Method):
 
     class Params(Settings):
         temperature: PositiveFloat
+        """T of the non-target term."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         target_weight: NonNegativeFloat
+        """Weight of the target class's term."""
         gamma: NonNegativeFloat
+        """Weight of the other classes' term."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

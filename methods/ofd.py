@@ -74,8 +74,11 @@ class OFD(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         feature_weight: NonNegativeFloat
+        """Weight of the partial distances of features, summed over stages."""
         teacher_mode: Literal["eval", "train"]
+        """Mode of the teacher's BatchNorm; train is the authors' choice."""
 
     @property
     def teacher_mode(self) -> Literal["eval", "train"]:

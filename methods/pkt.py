@@ -47,7 +47,9 @@ class PKT(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         neighbour_weight: NonNegativeFloat
+        """Weight of the divergence of neighbourhoods."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

@@ -97,8 +97,11 @@ class ReviewKD(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         review_weight: NonNegativeFloat
+        """Weight of the distances of fused features."""
         warm_up_epochs: PositiveInt
+        """Epochs over which that term rises to its full weight."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         s, t = shapes(student), shapes(teacher)

@@ -133,8 +133,11 @@ class RKD(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         distance_weight: NonNegativeFloat
+        """Weight of the term on distances between samples."""
         angle_weight: NonNegativeFloat
+        """Weight of the term on angles between samples."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

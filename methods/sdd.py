@@ -73,14 +73,23 @@ class SDD(Method):
 
     class Params(Settings):
         base: Literal["kd", "dkd"]
+        """The loss that is taken on regions; kd needs kd_weight, dkd needs alpha, beta and warm_up_epochs."""
         scales: tuple[PositiveInt, ...] = Field(strict=False)
+        """Rows and columns of regions that the last map is divided into: 1, the whole map, and others."""
         temperature: PositiveFloat
+        """T, which logits are divided by."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         complementary_weight: NonNegativeFloat
+        """Weight of regions where the teacher is right and on the whole map wrong, or the reverse; others have 1."""
         kd_weight: NonNegativeFloat | None = None
+        """With base kd: weight of the soft-target term."""
         alpha: NonNegativeFloat | None = None
+        """With base dkd: weight of the target class's term."""
         beta: NonNegativeFloat | None = None
+        """With base dkd: weight of the other classes' term."""
         warm_up_epochs: PositiveInt | None = None
+        """With base dkd: epochs over which both rise to their full weight."""
 
         @field_validator("scales")
         @classmethod

@@ -33,32 +33,52 @@ def check(model: type[S], values: object, where: str) -> S:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        fault = " ".join(_first_fault(error, model).split())  # a line break in the file does not break the line
-        raise BadInput(f"{where}: {fault}") from None
+        first, *others = _faults(error, model)
+        more = f" (and {len(others)} more)" if others else ""
+        raise Faults([f"{where}: {fault}" for fault in (first, *others)], f"{where}: {first}{more}") from None
 
 
-def _first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    faults = error.errors(include_url=False)
+class Faults(BadInput):
+    """Several faults of one mapping: the first is the message, `lines` has one each."""
+
+    def __init__(self, lines: list[str], message: str) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
+def _faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each fault in one line, the one that says most first."""
     # Where a value may have several forms each form complains: the deepest complaint is of the form that was meant.
     # A misspelt key is also a missing one: the unknown name says more.
-    fault = max(faults, key=lambda found: (len(found["loc"]), found["type"] == "extra_forbidden"))
-    owner, written = _walk(model, fault["loc"])
+    faults = error.errors(include_url=False)
+    faults.sort(key=lambda found: (len(found["loc"]), found["type"] == "extra_forbidden"), reverse=True)
+    said: list[tuple[list[str], str]] = []
+    for fault in faults:
+        owner, written = _walk(model, fault["loc"])
+        misspelt = fault["type"] == "missing" and any(f'did you mean "{written[-1]}"' in line for _, line in said)
+        if misspelt or any(place[: len(written)] == written for place, _ in said):
+            continue
+        line = " ".join(_said(fault, owner, written).split())  # a line break in the file does not break the line
+        said.append((written, line))
+    return [line for _, line in said]
+
+
+def _said(fault: Mapping[str, Any], owner: type[BaseModel], written: list[str]) -> str:
     place = ".".join(written) or "value"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         refusal = unknown("key", written[-1], owner.model_fields)
-        return str(refusal).replace(f'"{written[-1]}"', f'"{place}"', 1) + more
+        return str(refusal).replace(f'"{written[-1]}"', f'"{place}"', 1)
     if fault["type"] == "missing":
-        return f'"{place}" is missing: add it{more}'
+        return f'"{place}" is missing: add it'
     given = fault["input"]
     remedy = _number(given, whole=fault["type"].startswith("int"))
     if remedy and fault["type"].startswith(("float", "int")):
         return (
             f'"{place}" is the text "{given}", not a number: write {remedy} '
-            f"(YAML reads 1e-4 as text and 1.0e-4 as a number){more}"
+            f"(YAML reads 1e-4 as text and 1.0e-4 as a number)"
         )
     message = fault["msg"].removeprefix("Value error, ")
-    return f'"{place}": {message[:1].lower()}{message[1:]}, got {_short(given)}{more}'
+    return f'"{place}": {message[:1].lower()}{message[1:]}, got {_short(given)}'
 
 
 def _walk(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:

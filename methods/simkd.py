@@ -33,7 +33,9 @@ class SimKD(Method):
 
     class Params(Settings):
         map_weight: NonNegativeFloat
+        """Weight of the distance of the last maps."""
         reduction: PositiveInt
+        """The projector's width is the teacher's channels divided by this."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         (channels, height, _), reduction = shapes(teacher).last_map, self.params.reduction

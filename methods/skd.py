@@ -64,10 +64,15 @@ class SKD(Method):
 
     class Params(Settings):
         temperature: PositiveFloat
+        """T, which logits are divided by in the soft-target term."""
         tikhonov: PositiveFloat
+        """lambda, added to the diagonal of the covariance."""
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         kd_weight: NonNegativeFloat
-        dir_weight: NonNegativeFloat | None = added_later()  # of L_dir, for ablations; None: kd_weight, one for both
+        """Weight of the soft-target term, and of the relational one unless dir_weight is set."""
+        dir_weight: NonNegativeFloat | None = added_later()
+        """Weight of the relational term, for ablations; null is kd_weight."""
 
     def factors(self, teacher_logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """m1 and m2, from teacher logits (B, C)."""

@@ -43,7 +43,9 @@ class SP(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         similarity_weight: NonNegativeFloat
+        """Weight of the distance of similarity matrices."""
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         p = self.params

@@ -60,7 +60,9 @@ class VID(Method):
 
     class Params(WithKD):
         ce_weight: NonNegativeFloat
+        """Weight of the cross entropy with the labels."""
         vid_weight: NonNegativeFloat
+        """Weight of the negative log likelihood, summed over stages."""
 
     def build(self, student: nn.Module, teacher: nn.Module, train_set: TrainSet) -> None:
         maps = shapes(student).features[1:], shapes(teacher).features[1:]

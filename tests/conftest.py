@@ -24,6 +24,7 @@ LONGEST = (  # files, each done by one process: these first, so that none of the
     "test_two_hosts.py",
     "test_evaluate.py",
     "test_cluster.py",
+    "test_packaging.py",
     "test_report_command.py",
 )
 

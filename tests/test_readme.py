@@ -90,6 +90,13 @@ def test_grid_commands_are_understood(tmp_path, monkeypatch, capsys, line):
     assert "to do: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", [line for line in LINES[2:] if re.search("--(list|validate)", line)])
+def test_commands_that_look_things_up(monkeypatch, capsys, line):
+    monkeypatch.chdir(ROOT)
+    assert reproduce.main(shlex.split(line)[2:]) == 0
+    assert capsys.readouterr().out.count("\n") > 3
+
+
 def test_evaluate_command(tmp_path):
     import torch
 

@@ -1,5 +1,11 @@
 """Networks of the benchmark, the features methods distil from, and the loading of published checkpoints."""
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
+    del sys.path[0]  # `python -m zoo.extract` looks for nothing in the working directory: see `bench/__init__.py`
+
 from importlib import import_module
 
 from zoo.errors import BadInput, choose

@@ -2,7 +2,7 @@
 
 Of each finished run the weights and those of its teacher are loaded, and `examined.json` is written beside its result:
 accuracy on its training images, calibration error, agreement with the teacher, size. Nothing is trained. A run whose
-weights are examined already is left as it is. Then `reproduce.py --report --columns ece,agreement` prints them.
+weights are examined already is left as it is. Then `kd-bench --report --columns ece,agreement` prints them.
 Exit status: 0 all finished runs are examined, 1 some are not and it says why, 2 the request is wrong.
 """
 
@@ -224,11 +224,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = Parser(prog="python -m bench.examine", description=__doc__)
     parser.add_argument("out", type=paths.option, metavar="OUT", help="results folder")
-    parser.add_argument("--data", type=paths.option, metavar="DIR", help="as for reproduce.py")
+    parser.add_argument("--data", type=paths.option, metavar="DIR", help="as for kd-bench")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     args = parser.parse_args(arguments)
     if not (args.out / "runs").is_dir():
-        return refuse(f'"{args.out}" has no runs/: give the results folder that reproduce.py --out wrote')
+        return refuse(f'"{args.out}" has no runs/: give the results folder that kd-bench --out wrote')
     counts = {"": 0, "-": 0}
     faults = 0
     try:

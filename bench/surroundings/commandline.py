@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -20,6 +21,26 @@ REMEDIES = {
     (errno.ENOMEM,): "the machine is out of memory: end other programs",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def program() -> str:
+    """How a person calls the project's main command: as this process was started, where it is that command.
+
+    Elsewhere, in a test or another of the project's commands, the name that an installation gives it.
+    """
+    started = sys.argv[0] if sys.argv else ""
+    return f"python {shlex.quote(started)}" if os.path.basename(started) == "reproduce.py" else "kd-bench"
+
+
+class Narrow(argparse.RawDescriptionHelpFormatter):
+    """Help that reads well at 80 columns and is the same on any terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=24, width=80)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        words = super()._format_args(action, default_metavar)
+        return f"{words.split()[0]} ..." if action.nargs == "+" else words  # and not `A [A ...]`, twice as long
 
 
 class Parser(argparse.ArgumentParser):

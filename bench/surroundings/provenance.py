@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import socket
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from typing import Any
 import torch
 
 import methods
-from bench.surroundings import machine, sources
-
-SNAPSHOT = "snapshot.json"  # beside a copy of the code: the commit it was made from
+from bench.surroundings import sources
+from bench.surroundings.version import code_version
 
 
 def provenance(
@@ -74,22 +72,3 @@ def _versions() -> dict[str, str]:
 @cache
 def _sources() -> dict[str, sources.Source]:
     return sources.of_methods(methods.FILES)
-
-
-@cache
-def code_version() -> tuple[str | None, bool | None]:
-    """Commit of the code that runs, and whether tracked files differ from it, as it is at the first call.
-
-    (None, None) outside a checkout; None for what git cannot tell in time.
-    """
-    folder = Path(__file__).parents[1]
-    try:
-        said = json.loads((folder.parent / SNAPSHOT).read_bytes())
-        return said["git_commit"], said["git_dirty"]
-    except FileNotFoundError:
-        pass
-    top = machine.git(folder, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != folder.parent.resolve():
-        return None, None  # installed somewhere inside another project's checkout
-    changes = machine.git(folder, "status", "--porcelain", "--untracked-files=no")
-    return machine.git(folder, "rev-parse", "HEAD"), None if changes is None else bool(changes)

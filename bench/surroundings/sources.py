@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import TableSpec
+from bench.surroundings import commandline
 
 METHODS = Path(__file__).resolve().parents[2] / "methods"
 TAG = "source:"  # before a digest, so that it is found in a checkpoint without torch
@@ -108,11 +109,16 @@ def redo(spec: TableSpec, run_ids: Collection[str], begun: Collection[str], out:
                 parts[words] = None
     filters = [*([f"method={','.join(whole)}"] if whole else []), *parts]
     asked = spec.asked or ("--grid", spec.grid)
-    return shlex.join(["python", "reproduce.py", *asked, "--out", str(out), "--force", "--only", *filters])
+    return f"{commandline.program()} {shlex.join([*asked, '--out', str(out), '--force', '--only', *filters])}"
 
 
 def _kind(cell: Any) -> str:
     return cell.method if cell.role == "method" else cell.role
+
+
+def registers(statement: ast.stmt) -> bool:
+    """Whether a statement is a class that makes a method known by its name."""
+    return isinstance(statement, ast.ClassDef) and any(_called(d) == "register" for d in statement.decorator_list)
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class _Module:
     def methods(self) -> Iterator[str]:
         """Names that classes of this module are registered by."""
         for statement in self.body:
-            if isinstance(statement, ast.ClassDef) and any(_called(d) == "register" for d in statement.decorator_list):
+            if registers(statement):
                 for part in statement.body:
                     value = getattr(getattr(part, "value", None), "value", None)
                     if "name" in _names_bound(part) and isinstance(value, str):

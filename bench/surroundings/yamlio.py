@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,32 @@ def read(path: Path, kind: str, *, may_be_empty: bool = False) -> dict[str, Any]
     if not isinstance(values, dict):
         raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see an example')
     return values
+
+
+def read_extended(path: Path, kind: str, folder: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, laid over that of the file which it `extends` by name or path, and so on.
+
+    Mappings are merged key by key; a list or a null replaces what was there.
+    """
+    return _extended(path, kind, folder, ())
+
+
+def _extended(path: Path, kind: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise BadInput(f'{kind} file "{path}" extends itself: break the circle')
+    values = read(path, kind)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise BadInput(f'{kind} file "{path}": extends {base!r}: give the name of a {kind} or the path of its file')
+    below = find(base, kind, folder, path.parent.absolute())
+    return _merge(_extended(below, kind, folder, (*seen, path)), values)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged

@@ -83,7 +83,7 @@ def pack(
     then checkpoints (teachers', then those that hold most training time per byte), then all other weights.
     """
     if not (out / "runs").is_dir():
-        raise BadInput(f'"{out}" has no runs/: give the results folder that reproduce.py --out wrote')
+        raise BadInput(f'"{out}" has no runs/: give the results folder that kd-bench --out wrote')
     if target.is_dir():
         raise BadInput(f'"{target}" is a folder: give the name of the file to write')
     found, notes = _look(out, only)
@@ -132,11 +132,11 @@ def keep(out: Path, folder: Path) -> int:
     BadInput, with nothing copied, where `folder` has another result of a run: a measured number is not replaced unseen.
     """
     if not (out / "runs").is_dir():
-        raise BadInput(f'"{out}" has no runs/: give the results folder that reproduce.py --out wrote')
+        raise BadInput(f'"{out}" has no runs/: give the results folder that kd-bench --out wrote')
     outline = states.read_kept(out)
     if outline is None:
         raise BadInput(
-            f'"{out}" has no {store.KEPT}, which the report is made from: give the grid to reproduce.py once'
+            f'"{out}" has no {store.KEPT}, which the report is made from: run kd-bench --grid with its grid once'
         )
     folders = [store.run_folder(out, name) for name in sorted(os.listdir(out / "runs"))]
     done = [run for run in folders if run.path.is_dir() and states.status(run).state == "done"]
@@ -286,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep", type=paths.option, metavar="FOLDER", help="copy results without weights there, and report"
     )
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...",
-                        help="runs of these cells, as in reproduce.py, and their teachers")  # fmt: skip
+                        help="runs of these cells, as in kd-bench, and their teachers")  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHTS, help="weights.pt of which finished runs (default: teachers)")
     parser.add_argument("--max-mib", type=float, metavar="N", help="leave out, and say, what makes the file larger")
     args = parser.parse_args(arguments)

@@ -29,23 +29,39 @@ class Resources(Settings):
     """What one job asks for. None leaves it to the cluster."""
 
     partition: Word | None = None
+    """Partition, or several as a,b."""
     account: Word | None = None
+    """Account that is charged."""
     qos: Word | None = None
+    """Quality of service."""
     constraint: Word | None = None
-    timeout_min: Annotated[int, Field(gt=0, le=60 * 24 * 366)] | None = None  # None: the partition's default
+    """Features that a node must have."""
+    timeout_min: Annotated[int, Field(gt=0, le=60 * 24 * 366)] | None = None
+    """Time limit in minutes, or as SLURM writes it (4:00:00, 1-00:00:00); null is the partition's default. A run that
+    is not done by then goes on in the same job, requeued.
+    """
     mem_gb: PositiveFloat | None = None
+    """Memory of a job in GB, or as 16G, 16000M; null is the cluster's default."""
     cpus_per_task: Annotated[int, Field(gt=0, le=4096)] = 2
-    clusters: Word | None = None  # of several with one login: SLURM chooses among those named; None: this one
-    gpus: int | Gpus = 1  # of a job, with their type or without
-    array_parallelism: PositiveInt | None = None  # tasks of one array that may run at once
-    together: PositiveInt | None = None  # runs that share a process at most; None: all that fit; never teachers
-    runs_per_job: PositiveInt = 1  # cohorts follow one another in a job up to so many runs; never teachers
-    hung_min: Annotated[float, Field(gt=0, le=60 * 24 * 366)] = (
-        claims.HUNG_S / 60
-    )  # without a step, after which a worker is killed
-    signal_delay_s: Annotated[int, Field(ge=1, le=3600)] = 120  # before the time limit: stop and write the checkpoint
-    setup: list[str] = []  # lines of shell that run first
-    additional: dict[str, str | int | float | bool] = {}  # other options of sbatch, without the dashes
+    """Cores of a job."""
+    clusters: Word | None = None
+    """Clusters, of several with one login, among which SLURM chooses; null is this one."""
+    gpus: int | Gpus = 1
+    """GPUs of a job, as a count or TYPE:COUNT (a100:1); 0 trains on the CPU. A run uses one."""
+    array_parallelism: PositiveInt | None = None
+    """Tasks of one array that may run at once; null is as many as the cluster lets."""
+    together: PositiveInt | None = None
+    """Runs of one teacher and seed that share a process at most; null is all that fit; never teachers."""
+    runs_per_job: PositiveInt = 1
+    """Runs of a job: groups follow one another up to so many; never teachers."""
+    hung_min: Annotated[float, Field(gt=0, le=60 * 24 * 366)] = claims.HUNG_S / 60
+    """Minutes without a step after which a worker is killed; its runs go on from their checkpoints."""
+    signal_delay_s: Annotated[int, Field(ge=1, le=3600)] = 120
+    """Seconds before the time limit at which a job writes its checkpoint and asks to be requeued."""
+    setup: list[str] = []
+    """Lines of shell before Python starts, as a list or a block of text."""
+    additional: dict[str, str | int | float | bool] = {}
+    """Other options of sbatch, without dashes: {exclude: node3}."""
 
     @model_validator(mode="after")
     def _limit_after_signal(self) -> Resources:
@@ -76,8 +92,11 @@ class Match(Settings):
     """Which runs a class is for: all conditions hold. `method: teacher` is any run that others learn from."""
 
     method: str | list[str] | None = None
+    """Methods, or teacher: every run that others learn from, or student: the Student row."""
     teacher: str | list[str] | None = None
+    """Architectures of the teacher."""
     student: str | list[str] | None = None
+    """Architectures of the student."""
 
     def fits(self, run: Run, is_teacher: bool) -> bool:
         facts = {
@@ -92,6 +111,7 @@ class ResourceClass(Resources):
     """Settings that replace the file's own for the runs that match."""
 
     match: Match
+    """The runs that these settings are for: all conditions hold."""
 
     def _limit_after_signal(self) -> ResourceClass:
         return self  # half of the two numbers may stand in the file's own settings: `Cluster.resources` checks both
@@ -101,6 +121,7 @@ class Cluster(Resources):
     """A cluster file as written: the settings of every job, and classes of runs that need others."""
 
     classes: list[ResourceClass] = []
+    """Settings of the keys above for runs that need others; all that match are laid over one another in their order."""
 
     def resources(self, run: Run, *, is_teacher: bool) -> Resources:
         """What the job of a run asks for: all classes that match, one laid over the other in their order."""

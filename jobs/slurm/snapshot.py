@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from bench import store
-from bench.surroundings.provenance import SNAPSHOT, code_version
+from bench.surroundings.version import SNAPSHOT, code_version
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("bench", "jobs", "methods", "zoo", "reproduce.py", "pyproject.toml")

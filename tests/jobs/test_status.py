@@ -237,7 +237,7 @@ def test_results_of_another_source_are_said_with_the_command_that_redoes_them(gr
     name_source(out, fitnet[0], method_source="", method_sha256="0" * 64)  # of an earlier version
     text = said(out, capsys=capsys)[1]
     assert f"3 results of another source of the method than today's; to redo: {kd[0]}, {kd[1]}" in text
-    assert f"python reproduce.py --grid tiny --out {out} --force --only method=kd\n" in text
+    assert f"kd-bench --grid tiny --out {out} --force --only method=kd\n" in text
     assert "1 result of an earlier version" in text and fitnet[0] in text
     made = plan.describe(plan.make(grid, out), verbose=False, out=out)
     assert "3 results of another source" in made and "--force --only method=kd" in made

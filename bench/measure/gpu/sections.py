@@ -32,7 +32,8 @@ from bench.measure.gpu.trial import (
 )
 from bench.run import Data, Precision, Run, Strong
 from bench.surroundings.machine import cores
-from bench.surroundings.provenance import code_version, device_name
+from bench.surroundings.provenance import device_name
+from bench.surroundings.version import code_version
 from bench.training import data as datasets
 from bench.training.capture import EAGER_STEPS, captured, own_stream
 from bench.training.devices import set_precision

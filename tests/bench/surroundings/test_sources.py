@@ -103,7 +103,7 @@ def test_the_command_that_does_them_again():
     )
     spec = TableSpec("mine", "p", 1, (("a", "b"), ("a", "c")), cells, asked=("--grid", "/x/my grid.yaml"))
     runs = [run_id for cell in cells for run_id in cell.run_ids]
-    begin = "python reproduce.py --grid '/x/my grid.yaml' --out out --force --only "
+    begin = "kd-bench --grid '/x/my grid.yaml' --out out --force --only "
     kd = [run_id for run_id in runs if run_id.startswith("kd-")]
     assert sources.redo(spec, kd, runs, "out") == begin + "method=kd"
     assert sources.redo(spec, kd[:1], [*kd[:1], runs[0]], "out") == begin + "method=kd"  # all that are done
