@@ -19,6 +19,7 @@ ONNX = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in export.NEEDED),
     reason=f"{', '.join(export.NEEDED)} are not all installed",
 )
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 KINDS = ["torchscript", pytest.param("onnx", marks=ONNX)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
