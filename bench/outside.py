@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -16,11 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 import methods
-from bench import usercode
+import zoo
+from bench import store, usercode
 from bench.run import Network, Run
 from bench.usercode import Source
-from methods import Method
+from methods import Method, check
 from zoo import registry
 from zoo.errors import BadInput, bare, in_a_line
 from zoo.outside import Recipe
@@ -80,6 +84,21 @@ def use(run: Run, out: Path) -> None:
     found |= run.networks or {}
     if (made, found) != (_methods, _networks):
         _make_known(made, found, sources)
+
+
+def load(path: str | os.PathLike[str]) -> nn.Module:
+    """`zoo.load` for runs of every network: what a grid brought along is made known first. That runs the copies of its
+    author's files that the results folder keeps.
+    """
+    given = Path(path).expanduser()
+    folder = given if given.is_dir() else given.parent
+    try:
+        config = (store.read_json(folder / "result.json") or {}).get("config") or {}
+    except (store.Damaged, AttributeError):
+        config = {}  # said by zoo.load, where it matters
+    if config.get("networks") or config.get("method_digest"):
+        use(check(Run, config, f"{folder / 'result.json'}"), folder.absolute().parents[1])
+    return zoo.load(given)
 
 
 def identity(method: str, *networks: str | None) -> dict[str, Any]:

@@ -50,8 +50,7 @@ class Meter:
         self.epochs = run.train.epochs if run.train else 0
         self.batch = run.train.batch if run.train else 0
         self.run, self.queued = run, queued
-        # A step's own part and its part of the teacher's pass: an evaluation is so many of them.
-        self.step_flop = cost.student_flop(run) + cost.teacher_flop(run) / together if run.train else 1.0
+        self.together, self.step_flop = together, 1.0
         self.top1 = inherited.get("top1")
         self.place: dict[str, Any] = {}
         # What the last claimant said stands until the first step.
@@ -69,6 +68,10 @@ class Meter:
         """Called at every step: no file, no clock but once."""
         before = self.at
         if before is None:  # the heartbeat's thread finds a mark wherever it finds `at`
+            # A step's own part and its part of the teacher's pass: an evaluation is so many of them. Not before the
+            # first step, when networks that a grid brings are known.
+            if self.run.train:
+                self.step_flop = cost.student_flop(self.run) + cost.teacher_flop(self.run) / self.together
             self.evaluated, self.epoch_began = epoch - 1, time.monotonic() if step == 1 else 0.0
             self.marks.append(self._mark(epoch, step, steps))
         elif before[0] != epoch:

@@ -40,8 +40,8 @@ class About:
     """
 
     arch: str
-    classes: int
-    side: int
+    classes: int | None
+    side: int | None
     mean: Channels | None
     std: Channels | None
     run_id: str
@@ -63,6 +63,10 @@ class About:
 # How a network is made from its `build`, by kind: (build, state dict, file) -> the network with these weights. A kind
 # that joins here is told apart in `build_of`.
 def _from_zoo(build: Mapping[str, Any], state: State, path: Path) -> nn.Module:
+    if build["arch"] not in registry.architectures():
+        raise BadInput(
+            f'{path} is of "{build["arch"]}", a network that a grid brought along: load it with bench.outside.load'
+        )
     net = registry.build(build["arch"], build["classes"], build["side"])
     load_weights(net, path)
     return net
@@ -76,15 +80,28 @@ def _reused(build: Mapping[str, Any], state: State, path: Path) -> nn.Module:
         raise BadInput(f"{path} does not hold a whole {build['arch']} with its teacher's classifier ({why})") from None
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any], State, Path], nn.Module]] = {"zoo": _from_zoo, "reused": _reused}
+def _deployed(build: Mapping[str, Any], state: State, path: Path) -> nn.Module:
+    raise BadInput(
+        f'{path} is a {build["arch"]} that its method deploys: make it, and give it torch.load("{path}")["{MODEL}"]'
+    )
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any], State, Path], nn.Module]] = {
+    "zoo": _from_zoo,
+    "reused": _reused,
+    "deployed": _deployed,
+}
 
 
 def build_of(net: nn.Module) -> dict[str, Any]:
-    """How `net` is made, as plain values: what `build` is in a file of weights."""
+    """How `net` is made, as plain values: what `build` is in a file of weights.
+
+    What a method of one's own deploys may be any module, of which the class alone is known.
+    """
     if isinstance(net, Net):
         kind = "reused" if isinstance(net, Reused) else "zoo"
         return {"kind": kind, "arch": net.arch, "classes": net.head.out_features, "side": net.side}
-    raise TypeError(f"a {type(net).__name__} is not made by the zoo: describe it in zoo.trained.build_of")
+    return {"kind": "deployed", "arch": type(net).__name__, "classes": None, "side": None}
 
 
 def contents(net: nn.Module, **about: Any) -> dict[str, Any]:

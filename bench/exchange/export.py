@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import zoo
+from bench import outside
 from bench.surroundings import paths
 from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, explain, refuse
 from zoo.errors import BadInput
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not wanted:
         return refuse(f"nothing to write: give {' or '.join(f'--{kind} FILE' for kind in FORMATS)}")
     try:
-        net = zoo.load(args.run)
+        net = outside.load(args.run)
         for kind, path in wanted.items():
             largest = export(net, kind, path, normalise=args.normalise)
             takes = "pixels in 0..1" if args.normalise else "normalised images"

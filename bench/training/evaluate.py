@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = parse_device(args.device)
         if args.grid:
             outside.bring((), grid.load(args.grid).networks)
-        net = None if args.arch else zoo.load(args.weights)
+        net = None if args.arch else outside.load(args.weights)
         file = args.weights / trained.WEIGHTS if args.weights.is_dir() else args.weights
         data = _data(args, net and net.about)
         known = facts(data)

@@ -145,6 +145,16 @@ def test_a_worker_runs_what_was_read(folder):
     assert {"Mine", "Mine too"} <= {cell.label for cell in kept.cells}
     found = states.look(kept, out, ["method=mine,student=resnet8"])
     assert found.counts() == {"done": 2, "missing": 1}  # with the teacher
+    # What was trained is a network again, elsewhere too: its code comes from the results folder.
+    outside.bring((), {})
+    moved = (out / "runs").parent.rename(folder / "moved") / "runs" / plain
+    with pytest.raises(BadInput, match='"net", a network that a grid brought along: load it with'):
+        zoo.load(moved)
+    net = outside.load(moved)
+    weights = torch.load(moved / "weights.pt", weights_only=True)["model"]
+    assert weights.keys() == net.state_dict().keys() and not net.training
+    assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
+    (folder / "moved").rename(out)
     # A copy that is not what its name says is not run.
     digest = grid.runs[own].method_digest
     (out / "sources" / digest[:16] / "near.py").write_text(NEAR.replace("0.001", "1"))

@@ -137,7 +137,7 @@ def test_damage_and_strangers_are_said(kd: Path, tmp_path: Path) -> None:
     assert "damaged or cut short" in refusal(kd)
     (kd / "weights.pt").write_bytes(whole)
     rewritten(kd, lambda saved: saved["network"]["build"].update(kind="quantum"))
-    assert 'of kind "quantum", which is not known here (zoo, reused)' in refusal(kd)
+    assert 'of kind "quantum", which is not known here (zoo, reused, deployed)' in refusal(kd)
     rewritten(kd, lambda saved: saved["network"].update(build={"kind": "zoo"}))
     assert "does not say how its network is made" in refusal(kd)
     rewritten(kd, lambda saved: saved["network"].update(build={"kind": "reused", "arch": "resnet8"}))
@@ -156,8 +156,8 @@ def test_a_new_kind_of_network_joins_in_one_place(kd: Path, monkeypatch: pytest.
     rewritten(kd, lambda saved: saved["network"].update(build={"kind": "linear", "from": 3, "to": 5}))
     net = zoo.load(kd)
     assert (net.in_features, net.out_features, net.about.run_id, net.training) == (3, 5, kd.name, False)
-    with pytest.raises(TypeError, match="describe it in"):
-        trained.build_of(torch.nn.Linear(3, 5))
+    torch.save(trained.contents(torch.nn.Linear(3, 5), mean=None, std=None, run_id=kd.name), kd / "weights.pt")
+    assert "is a Linear that its method deploys: make it" in refusal(kd)
 
 
 def test_normalisation_is_that_of_the_data_sets() -> None:
