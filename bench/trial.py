@@ -96,4 +96,10 @@ def _telling(where: str, what: str, files: dict[str, str]) -> Iterator[None]:
     except BadInput as fault:
         raise BadInput(f"{where}: {fault}") from None
     except Exception as error:
-        raise BadInput(f"{where}: {what}: {in_a_line(error, files)}; correct that line") from None
+        said = in_a_line(error, files)
+        remedy = (
+            "correct that line"
+            if said.startswith(tuple(f"{name}:" for name in files.values()))
+            else ("the method and these networks do not go together")
+        )
+        raise BadInput(f"{where}: {what}: {said}; {remedy}") from None

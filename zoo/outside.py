@@ -89,6 +89,11 @@ class Recipe:
                 known = self._facts[num_classes, side] = tried(self, self(num_classes, side), num_classes)
         return known
 
+    @property
+    def no_features(self) -> str:
+        """What is said to who asks for features of a network that names none."""
+        return f"{self.name} names no layers for features: add `features` to the network"
+
     def fault(self, text: str) -> BadInput:
         return BadInput(f'network "{self.name}": {text}')
 
@@ -128,6 +133,23 @@ class Recipe:
                 "of classes under the keyword that its factory knows (`classes: KEYWORD`)"
             )
         return fits[-1]
+
+
+class Absent(tuple):
+    """In place of feature maps that a network does not have: BadInput, with the reason, for whatever looks for one."""
+
+    def __new__(cls, reason: str) -> Absent:
+        made = super().__new__(cls)
+        made.reason = reason
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        raise BadInput(self.reason)
+
+    def __iter__(self) -> Any:
+        raise BadInput(self.reason)
+
+    __len__ = __iter__
 
 
 class Outside(Net):
@@ -223,12 +245,13 @@ class Outside(Net):
             raise recipe.fault(
                 f"what goes into its classifier {self._head} is no vector per image: name another as `head`"
             )
-        features: tuple[Tensor, ...] = ()
+        features: tuple[Tensor, ...] = Absent(recipe.no_features)
         if recipe.features:
             said = f"stem {recipe.stem}" if recipe.stem else f"what goes into {recipe.features[0]}"
             named = [(said, only[recipe.stem or STEM]), *((f"feature {name}", only[name]) for name in recipe.features)]
             features = tuple(self._map(what, value, len(x)) for what, value in named)
-        preact = tuple(self._map(f"preact {name}", only[name], len(x)) for name in recipe.preact) or features[1:]
+        preact = tuple(self._map(f"preact {name}", only[name], len(x)) for name in recipe.preact)
+        preact = preact or (features[1:] if recipe.features else features)
         last_map = only[map_layer] if map_layer else pooled[:, :, None, None]
         return Outputs(logits, features, preact, last_map, pooled, self.head), changed
 

@@ -131,8 +131,7 @@ def count_parameters(net: nn.Module) -> int:
 def _of_outside(made_by: Recipe, num_classes: int, side: int) -> Shapes:
     facts, lacks = made_by.facts(num_classes, side), {}
     if not made_by.features:
-        no_features = f"{made_by.name} names no layers for features: add `features` to the network"
-        lacks = {"features": no_features, "preact": no_features}
+        lacks = {"features": made_by.no_features, "preact": made_by.no_features}
     if facts.last_map is None:
         lacks["last_map"] = f"{made_by.name} has no map whose mean goes into its classifier, as this method needs"
     return Shapes(facts.features, facts.preact, facts.last_map, facts.pooled, lacks)

@@ -45,8 +45,8 @@ def tried(recipe: Recipe, net: Outside, num_classes: int) -> Facts:
         _check_logits(recipe, net, trained, num_classes)
     net.eval()
     return Facts(
-        features=tuple(_chw(one) for one in found.features),
-        preact=tuple(_chw(one) for one in found.preact),
+        features=tuple(map(_chw, found.features)) if recipe.features else (),
+        preact=tuple(map(_chw, found.preact)) if recipe.features else (),
         last_map=_chw(found.last_map) if map_layer else None,
         pooled=found.pooled.shape[1],
         macs=counter.get_total_flops() // 2 // IMAGES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,14 @@ def test_a_step_that_fails_says_where(tmp_path, body, words):
     with pytest.raises(BadInput, match=words) as fault:
         expand(tmp_path, "{file: mine.py}", body=body)
     assert str(fault.value).startswith('method "mine" on small-resnet8: ') and "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("method", ["fitnet", "reviewkd", "vid", "at", "sp"])
+def test_methods_on_features_ask_for_them(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(sys.modules[__name__], "GRID", re.sub(r", features: .*]}", "}", GRID))
+    for pair in ("small-resnet8", "resnet8-small"):
+        with pytest.raises(BadInput, match=f'method "{method}" on {pair}: small names no layers for features: add'):
+            expand(tmp_path, method, pair)
 
 
 def test_methods_of_the_project_take_foreign_networks_or_say_why(tmp_path):
