@@ -66,7 +66,8 @@ def sections() -> Iterator[Section]:
     yield _of("Grids", GridFile, "What a table has: rows, pairs and seeds (--grid mine.yaml).", level=2)
     yield _of("An entry of pairs", PairEntry)
     yield _of("An entry of methods", RowEntry)
-    yield _of("Protocols", Protocol, "How runs are trained (--protocol mine.yaml). With extends only what differs.", level=2)
+    text = "How runs are trained (--protocol mine.yaml). With extends only what differs."
+    yield _of("Protocols", Protocol, text, level=2)
     yield _of("data", Data)
     yield _of("data.strong", Strong)
     yield _of("train", Train)
