@@ -67,8 +67,8 @@ def sections() -> Iterator[Section]:
     yield _of("An entry of pairs", PairEntry)
     yield _of("An entry of methods", RowEntry)
     yield _of("An entry of networks, by its name", Network)
-    protocols = "How runs are trained (--protocol mine.yaml). With extends only what differs."
-    yield _of("Protocols", Protocol, protocols, level=2)
+    text = "How runs are trained (--protocol mine.yaml). With extends only what differs."
+    yield _of("Protocols", Protocol, text, level=2)
     yield _of("data", Data)
     yield _of("data.strong", Strong)
     yield _of("train", Train)

@@ -11,6 +11,7 @@ import pytest
 import bench
 import reproduce
 from bench.surroundings import commandline
+from jobs import options
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,8 @@ def test_help_fits_80_columns(monkeypatch, started):
 
 
 def test_examples_of_the_help_are_understood():
-    for options, _ in reproduce.EXAMPLES:
-        assert reproduce.parser().parse_args(shlex.split(options))
+    for words, _ in options.EXAMPLES:
+        assert reproduce.parser().parse_args(shlex.split(words))
 
 
 def test_a_wrong_option_names_the_program(monkeypatch, capsys):
