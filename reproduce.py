@@ -79,12 +79,19 @@ def _main(args: argparse.Namespace) -> int:
     from jobs import plan as plans  # torch is slow to import: what reads files only should not wait for it
 
     plan = plans.make(_grid(args), args.out, args.only)
+    _say_filters(args.only)
     if args.dry_run:
         return _dry_run(args, plan)
     _confirm(args, plan)
     from jobs import drive
 
     return (drive.submit if slurm else drive.execute)(plan, _request(args))
+
+
+def _say_filters(only: list[str]) -> None:
+    """What method=kd student=resnet20 means: it reads as if both had to hold."""
+    if len({text.partition("=")[0] for text in only}) > 1 and not any("," in text for text in only):
+        note(f"--only: runs that any of {len(only)} filters matches; for those that all match write {','.join(only)}")
 
 
 def _say_first(what: str, in_a_log: bool = False) -> None:

@@ -426,6 +426,15 @@ def test_more_runs_than_a_person_means_are_asked_about(tmp_path, capsys, monkeyp
     reproduce._confirm(reproduce.parser().parse_args(["--seeds", "42", "--yes"]), plan)
 
 
+def test_filters_that_read_as_if_both_had_to_hold_are_said(capsys):
+    for only in ([], ["method=kd,student=resnet8"], ["seed=0", "seed=1"], ["method=kd,seed=1", "seed=0"]):
+        reproduce._say_filters(only)
+        assert capsys.readouterr().err == ""
+    reproduce._say_filters(["method=kd", "student=resnet8"])
+    said = capsys.readouterr().err
+    assert "any of 2 filters matches; for those that all match write method=kd,student=resnet8" in said
+
+
 def test_the_whole_table_with_five_seeds_is_not_asked_about(tmp_path):
     args = reproduce.parser().parse_args(["--seeds", "5"])
     reproduce._confirm(args, plans.make(reproduce._grid(args), tmp_path))
