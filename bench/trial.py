@@ -17,7 +17,7 @@ import zoo
 from bench import outside
 from bench.datasets import facts, train_size
 from bench.run import Run, canonical_json
-from methods import Method, check
+from methods import check
 from zoo import registry
 from zoo.errors import BadInput, in_a_line
 
@@ -62,7 +62,7 @@ def _views(
                 methods.Batch(labels, torch.arange(IMAGES) % images),
                 methods.Progress(torch.ones(())),
             )
-        _check_terms(terms, where, made)
+        _check_terms(terms, where)
         loss = torch.stack(list(terms.values())).sum()
         if not loss.requires_grad:
             raise BadInput(f"{where}: its loss does not depend on the student's weights: see what it detaches")
@@ -78,13 +78,14 @@ def _outputs(net: zoo.Net, pictures: list[Tensor]) -> zoo.Outputs:
     return dataclasses.replace(first, strong=others[0] if others else None)
 
 
-def _check_terms(terms: Any, where: str, method: Method) -> None:
-    scalars = isinstance(terms, dict) and all(isinstance(one, Tensor) and one.ndim == 0 for one in terms.values())
-    if not scalars or not terms or not all(isinstance(name, str) for name in terms):
-        what = {name: list(getattr(one, "shape", [])) or type(one).__name__ for name, one in terms.items()} if (
-            isinstance(terms, dict)
-        ) else type(terms).__name__  # fmt: skip
-        raise BadInput(f"{where}: terms gives {what}: it must give a dict of names and scalar tensors")
+def _check_terms(terms: Any, where: str) -> None:
+    must = "it must give a dict of names and scalar tensors"
+    if not isinstance(terms, dict) or not terms or not all(isinstance(name, str) for name in terms):
+        raise BadInput(f"{where}: terms gives {'{}' if terms == {} else type(terms).__name__}: {must}")
+    if odd := [name for name, one in terms.items() if not isinstance(one, Tensor) or one.ndim]:
+        one = terms[odd[0]]
+        what = f"of shape {tuple(one.shape)}" if isinstance(one, Tensor) else f"a {type(one).__name__}"
+        raise BadInput(f"{where}: its term {odd[0]} is {what}: {must}")
     if odd := [name for name, one in terms.items() if not bool(torch.isfinite(one))]:
         raise BadInput(f"{where}: its term {odd[0]} is {terms[odd[0]].item()} on random images: see its formula")
 
@@ -97,9 +98,6 @@ def _telling(where: str, what: str, files: dict[str, str]) -> Iterator[None]:
         raise BadInput(f"{where}: {fault}") from None
     except Exception as error:
         said = in_a_line(error, files)
-        remedy = (
-            "correct that line"
-            if said.startswith(tuple(f"{name}:" for name in files.values()))
-            else ("the method and these networks do not go together")
-        )
+        theirs = said.startswith(tuple(f"{name}:" for name in files.values()))
+        remedy = "correct that line" if theirs else "the method and these networks do not go together"
         raise BadInput(f"{where}: {what}: {said}; {remedy}") from None
