@@ -182,7 +182,7 @@ def _listed(names: Mapping[str, Any]) -> str:
 def _check_name(kind: str, name: str, known: Sequence[str] | Mapping[str, Any], others: Sequence[str]) -> None:
     """That a name can stand in a run's id, and is nobody else's, however spelt."""
     if not NAME.fullmatch(name):
-        raise BadInput(f'{kind} "{name}": a name has letters, digits and _, begins with a letter, and is not long')
+        raise BadInput(f'{kind} "{name}": a name is of at most 40 letters, digits and _, a letter first')
     for other in (*known, *others):
         if bare(other) == bare(name):
             whose = "the project has" if other in known else "this grid also has"

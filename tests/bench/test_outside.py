@@ -207,7 +207,7 @@ def test_versions_of_packages_are_recorded(folder):
         (METHOD.replace(" = 1.0", ""), "{file: mine.py}", '"weight" is missing: add it'),
         (METHOD.replace('"mine"', '"kd"'), "{file: mine.py}", 'mine.py:7: TypeError: two methods are called "kd"'),
         (METHOD.replace('"mine"', '"K_D"'), "{file: mine.py}", 'mine.py:8: method "K_D": the project has "kd"'),
-        (METHOD.replace('"mine"', '"my-loss"'), "{file: mine.py}", "mine.py:8: .* letters, digits and _"),
+        (METHOD.replace('"mine"', '"my-loss"'), "{file: mine.py}", "mine.py:8: .* digits and _, a letter first"),
         (METHOD.replace('"Mine"', '"DKD"'), "{file: mine.py}", 'mine.py:8: label "DKD" is that of dkd'),
         (METHOD.replace('"logit"', '"loss"'), "{file: mine.py}", "mine.py:7: TypeError: Mine.group must be one of"),
         (METHOD.replace('"logit"', '""'), "{file: mine.py}", "mine.py:8: mine must have a teacher and a group"),
@@ -275,7 +275,7 @@ def test_two_files_with_one_name(folder):
         ("width: 8", "depth: 8", "net.py:build fails: TypeError: .*depth"),
         ("  net: {", "  resnet20: {", 'network "resnet20": the project has "resnet20"'),
         ("  net: {", "  ResNet_20: {", 'network "ResNet_20": the project has "resnet20"'),
-        ("  net: {", "  a-net: {", "letters, digits and _"),
+        ("  net: {", "  a-net: {", "letters, digits and _, a letter first"),
         ("args:", "digest: " + "0" * 64 + ", args:", "digest is found out from the file"),
     ],
 )
