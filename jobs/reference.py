@@ -18,7 +18,7 @@ from typing import Any
 
 import methods
 from bench import listing
-from bench.grid import GridFile, PairEntry, RowEntry
+from bench.gridfile import GridFile, PairEntry, RowEntry
 from bench.protocol import MethodRecipe, NamedRow, Protocol
 from bench.run import Data, Network, Strong, Train
 from bench.surroundings.commandline import DONE, Parser, lasting_output

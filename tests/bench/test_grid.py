@@ -367,12 +367,3 @@ def test_paths_in_a_grid_start_from_its_folder(tmp_path, monkeypatch):
     (home / "grid.yaml").write_text(text.replace("WEIGHTS", "here.pth"))
     with pytest.raises(BadInput, match=r"starts from the file's own folder; write \.\./far/here.pth"):
         grids.load("~/grid.yaml")
-
-
-def test_whole_numbers_without_storage_are_as_torch_would_make_them():
-    with torch.device("meta"):
-        drawn = torch.randint(2**63 - 1, (), dtype=torch.int64), torch.randint(0, 5, (2, 3))
-        with grids._Drawn():
-            made = torch.randint(2**63 - 1, (), dtype=torch.int64), torch.randint(0, 5, (2, 3))
-    for ours, theirs in zip(made, drawn, strict=True):
-        assert ours.is_meta and (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

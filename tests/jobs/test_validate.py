@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from bench import grid as grids
+from bench import gridfile
 from bench import protocol as protocols
 from jobs.slurm import cluster
 from tests import tiny
@@ -28,7 +28,7 @@ def check(path: Path, text: str | None, capsys, *more: str) -> tuple[int, str, l
 
 
 @pytest.mark.parametrize(
-    ("folder", "kind"), [(grids.FOLDER, "grid"), (protocols.FOLDER, "protocol"), (cluster.FOLDER, "cluster file")]
+    ("folder", "kind"), [(gridfile.FOLDER, "grid"), (protocols.FOLDER, "protocol"), (cluster.FOLDER, "cluster file")]
 )
 def test_files_of_the_project_are_right(folder, kind, capsys, monkeypatch, tmp_path):
     paths = [path for path in sorted(folder.glob("*.yaml")) if "KD_WEIGHTS" not in path.read_text()]
