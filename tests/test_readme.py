@@ -71,15 +71,19 @@ def test_quick_makes_a_table_with_every_teacher_above_its_student(quick):
 
 
 def test_quick_through_slurm_gives_the_same_results(quick, tmp_path):
-    """Every run to the bit: metrics, curves and weights."""
+    """To the bit: metrics, curves and weights of runs of three methods, taken out of the folder and made by SLURM."""
     slurms.require()
+    out = shutil.copytree(quick, tmp_path / "out")
+    taken = [path for path in (out / "runs").iterdir() if path.name.partition("-")[0] in ("kd", "crd", "mlkd")]
+    for path in taken:
+        shutil.rmtree(path)
     (tmp_path / "cluster.yaml").write_text("gpus: 0\ncpus_per_task: 1\ntimeout_min: 60\nruns_per_job: 4\n")
     options = ["--executor", "slurm", "--cluster", str(tmp_path / "cluster.yaml"), "--wait", "--no-plots"]
     inside = f"python -m tests.jobs.cluster -- {shlex.quote(sys.executable)} reproduce.py --grid quick"
-    done = python(inside, *options, "--out", str(tmp_path / "out"))
+    done = python(inside, *options, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     expected = essence(quick)
-    assert len(expected) == 27 and essence(tmp_path / "out") == expected
+    assert len(taken) == 6 and len(expected) == 27 and essence(out) == expected
 
 
 @pytest.mark.parametrize("line", [line for line in LINES[2:] if "reproduce.py" in line and "--grid" in line])
@@ -101,16 +105,17 @@ def test_evaluate_command(tmp_path):
     import torch
 
     line = next(line for line in LINES if "bench.evaluate" in line)
-    weights, data = tmp_path / "resnet56.pth", os.environ.get("CIFAR100_ROOT", str(tmp_path))
+    line = line.replace("resnet56", "resnet20")  # a third of the time
+    weights, data = tmp_path / "resnet20.pth", os.environ.get("CIFAR100_ROOT", str(tmp_path))
     if published := os.environ.get("KD_WEIGHTS"):
-        weights = Path(published) / "streamlined" / "resnet56.pth"
+        weights = Path(published) / "streamlined" / "resnet20.pth"
     else:
-        torch.save(build("resnet56").state_dict(), weights)
-    said = python(line.replace("resnet56.pth", str(weights)).replace("DIR", data))
+        torch.save(build("resnet20").state_dict(), weights)
+    said = python(line.replace("resnet20.pth", str(weights)).replace("DIR", data))
     if "CIFAR100_ROOT" in os.environ:
         assert said.returncode == 0 and "10,000 test images" in said.stdout
         if published:
-            assert float(re.search(r"top-1 ([\d.]+)", said.stdout)[1]) == pytest.approx(71.59, abs=0.02)
+            assert float(re.search(r"top-1 ([\d.]+)", said.stdout)[1]) == pytest.approx(66.09, abs=0.02)
     else:
         assert said.returncode == 2 and "cifar-100-python" in said.stderr
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -286,12 +287,13 @@ def test_a_damaged_plan_is_said_in_one_line(folder: Path, content: str, capsys: 
 ODD = (None, -1, "\ud800", [1], 10**400)
 
 
-def with_one_value_odd(whole: Any) -> Iterator[Any]:
-    """Copies of a value of JSON, in each of which one value at any depth is replaced."""
-    yield from ODD
+def with_one_value_odd(whole: Any, chance: random.Random | None = None) -> Iterator[Any]:
+    """Copies of a value of JSON, in each of which one value at any depth is replaced: each by two of the odd ones."""
+    chance = chance or random.Random(0)
+    yield from chance.sample(ODD, 2)
     if isinstance(whole, (dict, list)):
         for key in whole if isinstance(whole, dict) else range(min(2, len(whole))):
-            for odd in with_one_value_odd(whole[key]):
+            for odd in with_one_value_odd(whole[key], chance):
                 changed = copy.copy(whole)
                 changed[key] = odd
                 yield changed

@@ -273,24 +273,24 @@ def test_a_failing_teacher_blocks_its_students_only(slurm_here, tmp_path, capsys
 
 
 def test_arrays_are_split_where_the_cluster_ends(machines, tmp_path, monkeypatch, capsys):
-    """12 runs on a cluster whose arrays have 5 tasks at most: cancelled, twice; submitted again and done."""
-    with slurms.Cluster(tmp_path / "slurm", max_array_size=5) as small:
+    """8 runs on a cluster whose arrays have 3 tasks at most: cancelled, twice; submitted again and done."""
+    with slurms.Cluster(tmp_path / "slurm", max_array_size=3) as small:
         reach(small, monkeypatch)
         folder = Folder(tmp_path, settings=hold())
-        wanted = ("--only", "method=student", "--seeds", "12")
+        wanted = ("--only", "method=student", "--seeds", "8")
         assert folder(*wanted) == 3
-        assert len(small.jobs()) == 12
+        assert len(small.jobs()) == 8
         said = capsys.readouterr().out
-        assert re.findall(r"submitted (\d+) runs as \d+_\[0-(\d)\]", said) == [("5", "4"), ("5", "4"), ("2", "1")]
+        assert re.findall(r"submitted (\d+) runs as \d+_\[0-(\d)\]", said) == [("3", "2"), ("3", "2"), ("2", "1")]
         cancel = ["--cancel", "--out", str(folder.out)]
         assert reproduce.main(cancel) == 0 and reproduce.main(cancel) == 0
         said = capsys.readouterr().out
-        assert "cancelled 12 runs in 3 jobs" in said and "nothing to cancel" in said
+        assert "cancelled 8 runs in 3 jobs" in said and "nothing to cancel" in said
         assert not small.jobs() and not records.tokens(folder.out)
         folder.cluster.write_text(SETTINGS)
         assert folder(*wanted, "--wait") == 0
         said = capsys.readouterr().out
-        assert said.count("submitted ") == 3 and "[12/12]" in said and len(essence(folder.out)) == 12
+        assert said.count("submitted ") == 3 and "[8/8]" in said and len(essence(folder.out)) == 8
 
 
 def test_accounting_does_not_matter(tmp_path, monkeypatch):
