@@ -239,7 +239,7 @@ def test_results_of_another_source_are_said_with_the_command_that_redoes_them(gr
     assert f"3 results of another source of the method than today's; to redo: {kd[0]}, {kd[1]}" in text
     assert f"kd-bench --grid tiny --out {out} --force --only method=kd\n" in text
     assert "1 result of an earlier version" in text and fitnet[0] in text
-    made = plan.describe(plan.make(grid, out), verbose=False, out=out)
+    made = plan.describe(plan.make(grid, out), out=out)
     assert "3 results of another source" in made and "--force --only method=kd" in made
 
 

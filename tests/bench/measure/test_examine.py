@@ -150,7 +150,9 @@ def test_weights_of_another_training_are_not_taken_for_these(out: Path, capsys: 
 
 def test_requests_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert call(tmp_path) == 2 and "has no runs/" in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
     assert reproduce.main(["--report", "--out", str(tmp_path), "--columns", "eec"]) == 2
     assert "ece" in capsys.readouterr().err
     assert reproduce.main(["--status", "--out", str(tmp_path), "--columns", "ece"]) == 2
+    assert "--columns goes with --report" in capsys.readouterr().err
     assert RunRow("", "", "", True).ece is None

@@ -387,7 +387,7 @@ def test_squeue_that_does_not_answer(slurm_here, tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().out
         assert (
             "squeue does not answer: 3 runs submitted earlier count as queued" in said
-            and "submitted " not in said[said.index("squeue") + 60 :]
+            and "submitted " not in said[said.index("squeue does not answer") + 60 :]
         )
         assert reproduce.main(["--cancel", "--out", str(folder.out)]) == 0
         assert "SLURM does not answer: 2 submissions are forgotten" in capsys.readouterr().out
@@ -483,6 +483,7 @@ def test_without_slurm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(capsys, Folder(tmp_path), "there is no sbatch here")
     refused(capsys, Folder(tmp_path), "--cluster is for SLURM", "--executor", "auto")
+    (tmp_path / "runs").mkdir()
     assert reproduce.main(["--cancel", "--out", str(tmp_path)]) == 0
 
 
