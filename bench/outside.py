@@ -28,6 +28,7 @@ from methods import Method, check
 from zoo import registry
 from zoo.errors import BadInput, bare, in_a_line
 from zoo.outside import Recipe
+from zoo.tried import tried
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
 ROLES = ("teacher", "student", "checkpoint", "all")  # words that stand for something else where a method is named
@@ -193,7 +194,7 @@ def _recipe(name: str, network: Network, source: Source | None) -> Recipe:
     options = network.model_dump(include={"args", "features", "stem", "preact", "head", "classes", "side"})
     files = dict(source.said) if source else {}
     factory = partial(_call, name, network.factory, source)
-    return Recipe(name, network.factory, factory, **options, files=files)
+    return Recipe(name, network.factory, factory, tried, **options, files=files)
 
 
 def _call(name: str, factory: str, source: Source | None, **arguments: Any) -> Any:

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -20,8 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from jobs.progress import Row, View
+from jobs.view import Row, View
 
 LEAST_BAR, MOST_BAR = 8, 40
 MOST_NAME = 32

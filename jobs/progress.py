@@ -19,6 +19,7 @@ from bench import store
 from jobs import claims, remaining, states
 from jobs.plan import Plan
 from jobs.status import QUIET_S, about, duration
+from jobs.view import Row, View
 
 if TYPE_CHECKING:
     from jobs.display import Screen
@@ -29,33 +30,6 @@ SAY_FIRST_S, SAY_MOST_S = 30.0, 600.0  # between lines that say how far all is: 
 SAID_COHORTS = 3  # in such a line
 LOG_LINES = 5  # of a log, at the end
 SHOWN = ("done", "failed", "blocked", "running", "waiting")
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that train together."""
-
-    pair: str
-    seed: str
-    methods: Sequence[str]
-    fraction: float = 0.0
-    epoch: str = ""  # as "12.4/240", or what they do before the first step
-    top1: str = ""
-    images_per_s: str = ""
-    left: str = ""
-
-
-@dataclass(frozen=True)
-class View:
-    """Everything that is shown at a moment."""
-
-    title: str
-    counts: Mapping[str, int]  # of runs by state
-    elapsed: str
-    left: str  # "about 5m00s"; "" where it is not known
-    left_short: str
-    fraction: float
-    rows: Sequence[Row]
 
 
 def usable(environment: Mapping[str, str], stream: Any) -> bool:

@@ -51,6 +51,7 @@ class Recipe:
     name: str
     said: str  # the factory as a person wrote it
     factory: Callable[..., nn.Module]
+    trial: Callable[[Recipe, Outside, int], Facts]  # `zoo.tried.tried`, which knows these classes
     args: Mapping[str, Any] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     stem: str | None = None
@@ -80,13 +81,11 @@ class Recipe:
 
     def facts(self, num_classes: int, side: int) -> Facts:
         """What its trial shows, once; BadInput where it does not fit in here. Draws nothing from any generator."""
-        from zoo.tried import tried  # here, as each of the two modules needs the other
-
         known = self._facts.get((num_classes, side))
         if known is None:
             here = torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False)
             with torch.random.fork_rng(devices=[]), here[0], here[1], here[2]:
-                known = self._facts[num_classes, side] = tried(self, self(num_classes, side), num_classes)
+                known = self._facts[num_classes, side] = self.trial(self, self(num_classes, side), num_classes)
         return known
 
     @property

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from jobs import display
-from jobs.progress import Row, View
+from jobs.view import Row, View
 
 METHODS = ("KD", "DKD", "FitNet", "RKD", "ReviewKD", "SKD")
 ROWS = (

@@ -14,11 +14,12 @@ import zoo
 from zoo import registry
 from zoo.inference import folded
 from zoo.outside import Outside, Recipe
+from zoo.tried import tried
 
 
 def brought(factory, **options) -> Recipe:
     """A recipe that is known as "mine"."""
-    recipe = Recipe("mine", "a factory", factory, **options)
+    recipe = Recipe("mine", "a factory", factory, tried, **options)
     registry.bring({"mine": recipe})
     return recipe
 
@@ -207,5 +208,5 @@ def test_what_does_not_fit_is_one_line(factory, options, words):
 
 def test_names_of_the_zoo_stay_its_own():
     with pytest.raises(zoo.BadInput, match="give it another"):
-        registry.bring({"resnet20": Recipe("resnet20", "a factory", RESNET)})
+        registry.bring({"resnet20": Recipe("resnet20", "a factory", RESNET, tried)})
     assert zoo.architectures() == tuple(registry.ARCHITECTURES)
