@@ -38,6 +38,14 @@ class Grid:
     asked: tuple[str, ...] = ()  # words of the command line that ask for it
     sources: tuple[usercode.Source, ...] = ()  # files of their authors' own that its runs use
 
+    def flop(self) -> dict[str, tuple[float, float]]:
+        """By run id `cost_flop` and `shared_flop`, which the seeds of a cell have in common."""
+        found: dict[str, tuple[float, float]] = {}
+        for cell in self.cells:
+            run = self.runs[cell.run_ids[0]]
+            found |= dict.fromkeys(cell.run_ids, (cost_flop(run), shared_flop(run)))
+        return found
+
 
 def expand(
     grid: GridFile,
@@ -170,6 +178,7 @@ def keep(grid: Grid, out: Path) -> None:
     """
     for source in grid.sources:
         usercode.keep(source, out)
+    flop = grid.flop()
     store.keep_plan(
         out,
         {
@@ -179,7 +188,7 @@ def keep(grid: Grid, out: Path) -> None:
             "pairs": grid.pairs,
             "cells": [asdict(cell) for cell in grid.cells],
             "runs": {run_id: run.model_dump(mode="json") for run_id, run in grid.runs.items()},
-            "flop": {run_id: cost_flop(run) for run_id, run in grid.runs.items()},
-            "shared_flop": {run_id: shared_flop(run) for run_id, run in grid.runs.items()},
+            "flop": {run_id: flop[run_id][0] for run_id in grid.runs},
+            "shared_flop": {run_id: flop[run_id][1] for run_id in grid.runs},
         },
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import store
-from bench.cost import cost_flop, shared_flop
 from bench.grid import Grid
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
@@ -18,7 +17,6 @@ __all__ = [
     "ROLES",
     "Plan",
     "ahead",
-    "cost_flop",
     "describe",
     "force",
     "make",
@@ -55,8 +53,9 @@ def make(grid: Grid, out: Path, only: Iterable[str] = ()) -> Plan:
 
 def outline(grid: Grid) -> Outline:
     """A grid as its states need it."""
+    flop = grid.flop()
     runs = {
-        run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, cost_flop(run), shared_flop(run))
+        run_id: Wanted(run.seed, run.teacher.run_id if run.teacher else None, *flop[run_id])
         for run_id, run in grid.runs.items()
     }
     protocol = grid.protocol

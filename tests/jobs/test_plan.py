@@ -9,6 +9,7 @@ import pytest
 
 from bench import grid as grids
 from bench import store
+from bench.cost import cost_flop
 from jobs import claims
 from jobs import plan as plans
 from tests import tiny
@@ -52,7 +53,7 @@ def test_nothing_there(grid, out):
     assert plan.counts() == {"missing": len(grid.runs)} and not out.exists()
     assert set(plan.to_do[:2]) == {find(grid, "vanilla-resnet20"), find(grid, "vanilla-wrn_16_2")}
     assert plan.to_do[0].startswith("vanilla-wrn_16_2")  # the longer teacher first
-    costs = [plans.cost_flop(grid.runs[run_id]) for run_id in plan.to_do[2:]]
+    costs = [cost_flop(grid.runs[run_id]) for run_id in plan.to_do[2:]]
     assert costs == sorted(costs, reverse=True)
 
 
@@ -163,4 +164,4 @@ def test_cost_counts_forward_teacher_and_three_students(grid):
         + 64 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64)
         + 6400
     )
-    assert plans.cost_flop(run) == pytest.approx(2 * (40.82e6 + 3 * resnet8) * 100 * 2, rel=1e-3)
+    assert cost_flop(run) == pytest.approx(2 * (40.82e6 + 3 * resnet8) * 100 * 2, rel=1e-3)
