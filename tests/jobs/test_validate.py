@@ -45,6 +45,7 @@ def test_what_a_grid_comes_to(tmp_path, capsys):
     assert "3 rows x 1 pair x 3 seeds: 10 runs (1 teacher)" in said and "kd-bench --grid" in said
     _, said, _ = check(tmp_path / "g.yaml", GRID, capsys, "--seeds", "1", "--protocol", "quick")
     assert "x 1 seed: 4 runs" in said and "Embedded images" in said
+    assert "g.yaml --protocol quick --seeds 0, --dry-run" in said  # asks for the same runs
 
 
 @pytest.mark.parametrize(
