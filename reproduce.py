@@ -309,7 +309,7 @@ def _seeds(args: argparse.Namespace) -> list[int] | None:
     if given is None:
         return None
     text = ",".join(part.strip(",") for part in given) if len(given) > 1 else given[0]
-    return grids.parse_seeds(f"{text}," if args.seed is not None and text.isdigit() else text)
+    return grids.parse_seeds(text, one_is_a_seed=args.seed is not None)
 
 
 def _confirm(args: argparse.Namespace, plan: Plan) -> None:

@@ -30,7 +30,8 @@ def check_fit(run: Run) -> None:
     if views and views != run.data.views:
         raise BadInput(
             f'protocol "{run.protocol.name}", method "{run.method}": its parameters need {views} views, '
-            f"not {run.data.views}: set `data` of the method in the protocol"
+            f"not {run.data.views}: write into the protocol "
+            f"methods: {{{run.method}: {{data: {{views: {views}, strong: {{ops: 2, posterize_bits: [4, 8]}}}}}}}}"
         )
 
 

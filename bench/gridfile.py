@@ -56,15 +56,22 @@ class RowEntry(Settings):
         return {**self.params, **self.pairs.get(f"{teacher}-{student}", {})}
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`--seeds 3` is the seeds 0, 1, 2; `0,4` and `7,` are these seeds, `1-3` is 1, 2, 3."""
+def parse_seeds(text: str, *, one_is_a_seed: bool = False) -> list[int]:
+    """`--seeds 3` is the seeds 0, 1, 2; `0,4` and `7,` are these seeds, `1-3` is 1, 2, 3.
+
+    `one_is_a_seed`: as `--seed` reads it, to which 42 is the seed 42.
+    """
     text = re.sub(r"\s*([,-])\s*", r"\1", text.strip())
+    if one_is_a_seed and re.fullmatch(r"\d{1,9}", text):
+        return [int(text)]
     if re.fullmatch(r"\d{1,4}", text) and int(text) > 0:
         return list(range(int(text)))
     if re.fullmatch(r"\d{1,9}(,\d{1,9})*,?", text) and "," in text:
         return [int(part) for part in text.strip(",").split(",")]
     if (ends := re.fullmatch(r"(\d{1,4})-(\d{1,4})", text)) and int(ends[1]) <= int(ends[2]):
         return list(range(int(ends[1]), int(ends[2]) + 1))
+    if one_is_a_seed:
+        raise BadInput(f'--seed "{text}": give a seed (42), a list (0,1,2) or a range (0-2), of whole numbers from 0')
     raise BadInput(f'--seeds "{text}": give a count (3), a list (0,1,2; a single seed as 7,) or a range (0-2)')
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,20 @@ def load(name: str) -> Protocol:
     return protocol.model_copy(update=made)
 
 
+def _here_or_brought(kind: str, written: str, known: Iterable[str], key: str) -> str:
+    """The name that is meant; what only some grids bring along is known where one of them is asked for."""
+    try:
+        return choose(kind, written, known)
+    except BadInput as fault:
+        raise BadInput(f"{fault}; one of your own needs a grid that brings it, in its {key}") from None
+
+
 def _networks(protocol: Protocol) -> dict[str, dict[str, Any]]:
     """The settings of architectures by the names that runs have; what is nobody's, or no setting, is refused."""
     found: dict[str, dict[str, Any]] = {}
     where = f'protocol "{protocol.name}", networks'
     for written, changes in protocol.networks.items():
-        arch = choose(f"architecture in {where}", written, zoo.architectures())
+        arch = _here_or_brought(f"architecture in {where}", written, zoo.architectures(), "networks")
         check(Train, {**protocol.train.model_dump(), **changes}, f"{where}, {arch}")
         if arch in found:
             raise BadInput(f"{where}: {arch} is given twice; remove one")
@@ -123,7 +131,7 @@ def _recipes(protocol: Protocol) -> dict[str, MethodRecipe]:
     recipes: dict[str, MethodRecipe] = {}
     for written, recipe in protocol.methods.items():
         where = f'protocol "{protocol.name}"'
-        method = choose(f"method in {where}", written, methods.names())
+        method = _here_or_brought(f"method in {where}", written, methods.names(), "methods")
         pairs = by_own_names(recipe.pairs, f'{where}, method "{method}"')
         if method in recipes:
             raise BadInput(f'{where}: the method "{method}" is given twice; remove one')

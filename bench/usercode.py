@@ -123,6 +123,9 @@ def load(source: Source, kind: str) -> ModuleType:
             del sys.modules[loaded]
         said = "it ends the program" if isinstance(error, SystemExit) else in_a_line(error, source.said)
         remedy = "install what is missing" if isinstance(error, ModuleNotFoundError) else "correct it"
+        if isinstance(error, ImportError) and (error.name or "").startswith(f"{source.package}."):
+            said, top = said.replace(f"{source.package}.", ""), error.name.split(".")[1]
+            remedy = f"the {top} of its folder is meant: correct it, or give that file another name"
         raise BadInput(f'{kind} file "{source.entry}.py" cannot be imported: {said}; {remedy}') from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bench.datasets import ENTRIES, identified
 from bench.run import Teacher
 from bench.surroundings import paths, yamlio
 from bench.surroundings.commandline import BAD_REQUEST, DONE, program, refuse
+from jobs.options import PRECISION
 from jobs.slurm import cluster, words
 from jobs.status import duration
 from methods.settings import Faults
@@ -90,7 +92,7 @@ def _grid(path: str, asked: Mapping[str, Any]) -> list[str]:
         f"{_count(len(rows), 'row')} x {_count(len(made.pairs), 'pair')} x {_count(len(seeds), 'seed')}: "
         f"{_count(len(made.runs), 'run')} ({_count(len(teachers), 'teacher')}{given})",
         _data(made.protocol, asked),
-        f"see them with: {program()} --grid {path} --dry-run",
+        f"see them with: {program()} {_asking(path, asked)} --dry-run",
     ]
 
 
@@ -132,7 +134,7 @@ def _protocol(path: str, asked: Mapping[str, Any]) -> list[str]:
         f"{_count(train.epochs, 'epoch')}, batch {train.batch}, lr {train.lr:g}; parameters for "
         f"{_count(len(recipe.methods), 'method')}{without}; {_count(len(recipe.rows), 'named row')}",
         _data(recipe, asked),
-        f"use it with: {program()} --grid full --protocol {path} --dry-run",
+        f"use it with: {program()} {_asking('full', {**asked, 'protocol': path})} --dry-run",
     ]
 
 
@@ -158,6 +160,14 @@ def _cluster(path: str, asked: Mapping[str, Any]) -> list[str]:
         f"a job has {gpus}, {_count(found.cpus_per_task, 'core')}{memory}, {limit}{where}{classes}",
         f"use it with: {program()} --grid full --executor slurm --cluster {path}",
     ]
+
+
+def _asking(grid: str, asked: Mapping[str, Any]) -> str:
+    """The words of a command line that ask for a grid, with what else was asked for when the file was checked."""
+    given = {name: value for name, value in asked.items() if value is not None and value != PRECISION}
+    if "seeds" in given:
+        given["seeds"] = ",".join(map(str, given["seeds"])) + ","
+    return shlex.join(["--grid", grid, *(word for name, value in given.items() for word in (f"--{name}", str(value)))])
 
 
 def _data(recipe: protocols.Protocol, asked: Mapping[str, Any]) -> str:

@@ -178,6 +178,8 @@ def misfit(net: Net, parts: Mapping[str, Mapping[str, Tensor]]) -> str:
                 f" B, as in RepDistiller): take weights of that kind ({listed})"
             )
     whose = next(_owners(parts), None)
+    if whose is None and net.arch not in ARCHITECTURES:
+        return _misfit_of_outside(net, differences, listed)
     if whose is None:
         return f"{listed}: no architecture of the zoo has these weights, check where the file comes from"
     arch, classes = whose
@@ -186,6 +188,16 @@ def misfit(net: Net, parts: Mapping[str, Mapping[str, Tensor]]) -> str:
     if net.arch == arch:
         return f"it is {net.arch}{count}: take weights trained on {wanted} classes ({listed})"
     return f"this looks like {arch}{count}: name that architecture or another file ({listed})"
+
+
+def _misfit_of_outside(net: Net, differences: Mapping[str, list[str]], listed: str) -> str:
+    """For a network that the zoo does not know: whether all but its classifier fits, as with weights of ImageNet."""
+    head = {key for key, value in net.named_parameters() if value is net.head.weight or value is net.head.bias}
+    wrong = [name.split()[0] for names in differences.values() for name in names]
+    if wrong and set(wrong) <= head and len(wrong) == len(differences["of another shape"]):
+        wanted = net.head.out_features
+        return f"it is {net.arch} with another number of classes: take weights trained on {wanted} classes ({listed})"
+    return f"{listed}: these are not the names that {net.arch} has: rename them, or check where the file comes from"
 
 
 def _bare(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

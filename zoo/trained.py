@@ -82,7 +82,8 @@ def _reused(build: Mapping[str, Any], state: State, path: Path) -> nn.Module:
 
 def _deployed(build: Mapping[str, Any], state: State, path: Path) -> nn.Module:
     raise BadInput(
-        f'{path} is a {build["arch"]} that its method deploys: make it, and give it torch.load("{path}")["{MODEL}"]'
+        f"{path} holds a network that only its method's code makes ({build['arch']}): make it there, and give it "
+        f'torch.load("{path}")["{MODEL}"]'
     )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bench import outside
 from bench.surroundings import paths
 from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, explain, refuse
-from zoo.errors import BadInput
+from zoo.errors import BadInput, in_a_line
 from zoo.trained import About
 
 MOST = 1e-4  # of the largest logit, between the network and the file: float32 in another order of summation
@@ -97,7 +97,8 @@ def export(net: nn.Module, kind: str, path: Path, *, normalise: bool = False) ->
 
     `kind` is one of FORMATS. With `normalise` the file takes pixels in 0..1.
 
-    Raises BadInput where packages are missing or something is at `path`, and Differs beyond MOST: no file is left.
+    Raises BadInput where packages are missing, something is at `path` or torch cannot export it, and Differs beyond
+    MOST: no file is left.
     """
     about: About = net.about
     if kind == "onnx" and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
@@ -118,7 +119,15 @@ def export(net: nn.Module, kind: str, path: Path, *, normalise: bool = False) ->
     facts = json.dumps({**asdict(about), "takes": "pixels in 0..1" if normalise else "normalised images"})
     try:
         with _quiet():
-            write(whole, images(2), facts, temporary)
+            whole(images(2))  # what a network of a grid's own learns of itself on its first images, no exporter sees
+            try:
+                write(whole, images(2), facts, temporary)
+            except Exception as error:  # whatever an exporter raises on what it does not know
+                other = next(one for one in FORMATS if one != kind)
+                raise BadInput(
+                    f"{path} was not written: torch cannot export {about.arch} so ({in_a_line(error, {})}); "
+                    f"try --{other} FILE, or another version of torch"
+                ) from None
             again = read(temporary)
             largest = max(_difference(whole(some), again(some)) for some in map(images, BATCHES))
         if not largest <= MOST:

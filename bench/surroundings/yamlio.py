@@ -93,7 +93,8 @@ def read(path: Path, kind: str, *, may_be_empty: bool = False) -> dict[str, Any]
     if values is None and may_be_empty:
         return {}
     if not isinstance(values, dict):
-        raise BadInput(f'{kind} file "{path}" holds {type(values).__name__}, not keys and values: see an example')
+        what = "nothing" if values is None else "a list" if isinstance(values, list) else "one value"
+        raise BadInput(f'{kind} file "{path}" holds {what}, not keys and values: write "key: value" lines')
     return values
 
 

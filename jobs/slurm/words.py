@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from methods import Settings
+from methods.settings import Faults
 from zoo.errors import BadInput, bare, unknown
 
 MOST_GPUS = 64
@@ -68,17 +69,24 @@ def as_meant(values: Mapping[str, Any], where: str, model: type[Settings]) -> di
     """The settings of a file or of one of its classes, as `model` takes them. A key without a value is left out."""
     made: dict[str, Any] = {}
     asks: dict[str, Any] = {}  # for GPUs, as sbatch has it
-    try:
-        for key, value in values.items():
-            if bare(str(key)) in GPUS:
-                asks[str(key)] = value
-                continue
+    faults: list[str] = []
+    for key, value in values.items():
+        if bare(str(key)) in GPUS:
+            asks[str(key)] = value
+            continue
+        try:
             name, value = _one(str(key), value, tuple(model.model_fields))
-            if value is None and model.model_fields[name].default is not None:
-                continue
-            if name in made:
-                raise _Unclear(f'"{key}" says again what "{name}" is for: keep one of the two')
-            made[name] = value
+        except _Unclear as error:
+            faults.append(f"{where}: {error}")
+            continue
+        if value is None and model.model_fields[name].default is not None:
+            continue
+        if name in made:
+            faults.append(f'{where}: "{key}" says again what "{name}" is for: keep one of the two')
+        made[name] = value
+    if faults:
+        raise Faults(faults, faults[0] + (f" (and {len(faults) - 1} more)" if faults[1:] else ""))
+    try:
         if isinstance(additional := made.get("additional"), Mapping):
             made["additional"] = {}
             for key, value in additional.items():

@@ -260,10 +260,17 @@ def test_seeds(text, seeds):
     assert grids.parse_seeds(text) == seeds
 
 
+def test_one_number_of_seed_is_the_seed():
+    assert [grids.parse_seeds(text, one_is_a_seed=True) for text in ("0", "42", "4,2")] == [[0], [42], [4, 2]]
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "a", "1;2", "1,,2", ",", "1.5"])
 def test_bad_seeds(text):
     with pytest.raises(BadInput, match="--seeds"):
         grids.parse_seeds(text)
+    if text != "0":
+        with pytest.raises(BadInput, match='--seed "'):
+            grids.parse_seeds(text, one_is_a_seed=True)
 
 
 def test_checkpoint_teacher_is_named_by_content(tmp_path, monkeypatch):
@@ -295,8 +302,11 @@ def test_a_method_gets_the_views_its_parameters_ask_for(tmp_path):
     one_view = tiny.PROTOCOL + "  mlkd: {data: {views: weak, strong: null}}\n"
     (tmp_path / "tiny.yaml").write_text(one_view)
     paired = grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=["mlkd"])
-    with pytest.raises(BadInput, match='method "mlkd": its parameters need paired views, not weak'):
+    with pytest.raises(BadInput, match='method "mlkd": its parameters need paired views, not weak') as refused:
         grids.expand(paired)
+    remedy = str(refused.value).partition("write into the protocol ")[2]
+    (tmp_path / "mended.yaml").write_text(tiny.PROTOCOL.partition("methods:")[0] + remedy)
+    assert grids.expand(paired, protocol=str(tmp_path / "mended.yaml")).runs
     row = {"method": "mlkd", "params": {"strong_instance_weight": None}}
     assert grids.expand(grid(protocol=str(tmp_path / "tiny.yaml"), pairs=["resnet8-resnet8"], methods=[row])).runs
 

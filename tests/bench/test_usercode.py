@@ -98,6 +98,15 @@ def test_what_is_wrong_is_one_line_with_its_place(tmp_path, files, words):
                 and sys.modules[name].__file__ == str(path)]  # fmt: skip
 
 
+def test_a_file_that_is_called_like_a_package(tmp_path):
+    """No private name of the folder, and what to do about it."""
+    for main in ("from torch.nn import Linear\n", "from torch import nn\n"):
+        source = usercode.read(write(tmp_path, main=main, torch="one = 1\n"), "method")
+        with pytest.raises(BadInput, match=r"torch of its folder is meant: .* another name") as refused:
+            usercode.load(source, "method")
+        assert "main.py:1" in str(refused.value) and "source_" not in str(refused.value)
+
+
 def test_a_name_that_cannot_be_imported(tmp_path):
     (tmp_path / "my-loss.py").write_text("")
     with pytest.raises(BadInput, match="one that Python can import"):

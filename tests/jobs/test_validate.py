@@ -45,6 +45,7 @@ def test_what_a_grid_comes_to(tmp_path, capsys):
     assert "3 rows x 1 pair x 3 seeds: 10 runs (1 teacher)" in said and "kd-bench --grid" in said
     _, said, _ = check(tmp_path / "g.yaml", GRID, capsys, "--seeds", "1", "--protocol", "quick")
     assert "x 1 seed: 4 runs" in said and "Embedded images" in said
+    assert "g.yaml --protocol quick --seeds 0, --dry-run" in said  # asks for the same runs
 
 
 @pytest.mark.parametrize(
@@ -71,11 +72,16 @@ def test_what_a_grid_comes_to(tmp_path, capsys):
             ['"temperatur": did you mean "temperature"', '"alpha": input should be greater'],
         ),
         (
+            f"{PROTOCOL}methods: {{mine: {{params: {{}}}}}}\n",
+            "protocol",
+            ["of your own needs a grid that brings it, in its methods"],
+        ),
+        (
             "partition: gpu\ncpus_per_task: many\nclasses: [{match: {method: teacher}, mem_gb: -3}]\n",
             "cluster file",
             ["classes.0.mem_gb", "cpus_per_task"],
         ),
-        ("partition: gpu\nwalltime: 60\n", "cluster file", ["write timeout_min: 60"]),
+        ("partition: gpu\nwalltime: 60\nmem_gb: lots\n", "cluster file", ["write timeout_min: 60", '"mem_gb"']),
     ],
 )
 def test_all_faults_at_once(tmp_path, capsys, text, kind, faults):

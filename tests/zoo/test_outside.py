@@ -87,6 +87,18 @@ def test_torchvisions_resnet_is_torchvisions(tmp_path):
     assert all(value.is_meta for value in meta.state_dict().values()) and not meta.training
 
 
+def test_weights_that_do_not_fit_say_what_to_take(tmp_path):
+    """As those of ImageNet, and those whose classifier stands elsewhere."""
+    brought(torchvision.models.resnet18)
+    net, theirs = zoo.build("mine", 10), torchvision.models.resnet18(num_classes=1000).state_dict()
+    torch.save(theirs, tmp_path / "imagenet.pth")
+    with pytest.raises(zoo.BadInput, match=r"it is mine with another number of classes: .* on 10 classes"):
+        zoo.load_weights(net, tmp_path / "imagenet.pth")
+    torch.save({key.replace("fc.", "fc.1."): value for key, value in theirs.items()}, tmp_path / "other.pth")
+    with pytest.raises(zoo.BadInput, match=r"fc.1.bias\): these are not the names that mine has"):
+        zoo.load_weights(net, tmp_path / "other.pth")
+
+
 def test_looking_at_one_draws_nothing_and_follows_no_device():
     recipe = brought(torchvision.models.resnet18)
     before = torch.get_rng_state()

@@ -157,7 +157,7 @@ def test_a_new_kind_of_network_joins_in_one_place(kd: Path, monkeypatch: pytest.
     net = zoo.load(kd)
     assert (net.in_features, net.out_features, net.about.run_id, net.training) == (3, 5, kd.name, False)
     torch.save(trained.contents(torch.nn.Linear(3, 5), mean=None, std=None, run_id=kd.name), kd / "weights.pt")
-    assert "is a Linear that its method deploys: make it" in refusal(kd)
+    assert "holds a network that only its method's code makes (Linear)" in refusal(kd)
 
 
 def test_normalisation_is_that_of_the_data_sets() -> None:

@@ -93,6 +93,16 @@ def test_a_network_with_shuffled_channels_as_onnx(tmp_path: Path) -> None:
     assert export.export(network("shufflenetv1"), "onnx", tmp_path / "m.onnx") <= export.MOST
 
 
+def test_what_an_exporter_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no operator\nand forty lines more")
+
+    monkeypatch.setitem(export.FORMATS, "torchscript", (fails, export.read_torchscript))
+    with pytest.raises(zoo.BadInput, match=r"RuntimeError: no operator.*try --onnx FILE") as refused:
+        export.export(network("resnet8"), "torchscript", tmp_path / "x.pt")
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("off", [3e-4, float("nan")])
 def test_a_file_that_differs_is_not_kept(
     results: Path, tmp_path: Path, off: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

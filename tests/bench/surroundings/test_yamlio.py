@@ -36,8 +36,8 @@ def test_values_mean_what_a_person_means(tmp_path):
     [
         ("a: 1\nb: 2\na: 3\n", 'line 3: "a" is given twice'),
         ("a: [1, 2\n", "line 2"),
-        ("- 1\n- 2\n", "holds list"),
-        ("", "holds NoneType"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("", "holds nothing"),
         ("a: !!python/object/apply:os.system ['true']\n", "line 1"),
     ],
 )
