@@ -69,7 +69,7 @@ def hosts(tmp_path) -> Iterator[Hosts]:
 
 
 def test_each_run_is_done_once_and_those_of_a_lost_host_by_the_other(hosts, tmp_path):
-    epochs = tiny.PROTOCOL.replace("epochs: 2,", "epochs: 8,")
+    epochs = tiny.PROTOCOL.replace("epochs: 2,", "epochs: 5,")
     grid = tiny.write(hosts.folder, tiny.GRID.replace("fitnet]", "dkd]").replace("seeds: 1", "seeds: 2"), epochs)
     grid.write_text(grid.read_text().replace(str(hosts.folder), str(hosts.seen)))
     options = ["--grid", str(hosts.seen / grid.name), "--out", str(hosts.seen / "out"), "--no-plots"]
