@@ -57,7 +57,7 @@ def test_a_log_in_parts():
 
 def test_a_short_round():
     slurms.require()
-    command = [sys.executable, "-m", "tests.jobs.chaos", "--where", "both", "--size", "small", "--seed", "3"]
-    done = subprocess.run([*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.jobs.chaos", "--where", "slurm", "--size", "small", "--seed", "3"]
+    done = subprocess.run([*command, "--faults", "3"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("4 of 4 runs done, 4 equal") == done.stdout.count("nothing wrong") == 2
+    assert done.stdout.count("4 of 4 runs done, 4 equal") == done.stdout.count("nothing wrong") == 1
