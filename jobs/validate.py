@@ -66,10 +66,12 @@ def _kind(values: Mapping[str, Any], path: Path) -> str:
     known["cluster file"] |= {*words.SAME, *words.GPUS}
     found = {kind: sum(bare(str(key)) in names for key in values) for kind, names in known.items()}
     found["protocol" if isinstance(values.get("methods"), Mapping) else "grid"] += "methods" in values
+    if not values:  # all lines are comments: of a cluster file every key may be left out
+        return "cluster file"
     best = max(found.values())
     kinds = [kind for kind, count in found.items() if count == best]
     if best == 0:
-        why = f"none of its keys ({', '.join(map(str, values))}) is one of theirs" if values else "it has no keys"
+        why = f"none of its keys ({', '.join(map(str, values))}) is one of theirs"
         raise BadInput(f'"{path}" is no {" and no ".join(MODELS)}: {why}; {program()} --list keys has them')
     if len(kinds) > 1:
         raise BadInput(f'"{path}": its keys are as many of a {kinds[0]} as of a {kinds[1]}: complete it')

@@ -48,6 +48,11 @@ def test_what_a_grid_comes_to(tmp_path, capsys):
     assert "g.yaml --protocol quick --seeds 0, --dry-run" in said  # asks for the same runs
 
 
+def test_all_lines_comments_is_a_cluster_file_that_leaves_every_key_out(tmp_path, capsys):
+    status, said, _ = check(tmp_path / "file.yaml", "# partition: gpu\n", capsys)
+    assert status == 0 and "is a cluster file: a job has 1 GPU, 2 cores" in said
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "faults"),
     [
@@ -98,7 +103,6 @@ def test_all_faults_at_once(tmp_path, capsys, text, kind, faults):
     ("name", "text", "says"),
     [
         ("x.yaml", "a: 3\n", "none of its keys (a)"),
-        ("x.yaml", "# partition: gpu\n", "it has no keys"),
         ("x.yaml", "name: mine\nabout: x\n", "as many of a grid as of a protocol"),
         ("x.yaml", "- 1\n", "not keys and values"),
         ("x.yaml", None, "No such file"),
