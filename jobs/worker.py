@@ -27,6 +27,7 @@ import torch
 
 from bench import experiment, store
 from bench.run import Run
+from bench.surroundings import machine
 from bench.surroundings.commandline import lasting_output
 from bench.training.devices import failure_of_device, parse_device
 from bench.training.member import Diverged
@@ -297,6 +298,8 @@ def main() -> None:
     except BadInput as error:  # not the runs' doing
         print(error, file=sys.stderr)
         sys.exit(NO_DEVICE)
+    if device.type == "cpu":
+        machine.keep_memory()
     team = {"per_device": args.per_device, "slots": args.slots, "together": args.together}
     site = experiment.Site(args.out, device, args.data, args.checkpoint_every_s, **team)
 

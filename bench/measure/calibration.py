@@ -21,6 +21,7 @@ import torch
 from bench.cost import cost_flop, evaluation_flop, shared_step_flop, step_flop, steps
 from bench.measure.step_cost import now, step, trainer_on_noise
 from bench.run import Run
+from bench.surroundings import machine
 from bench.surroundings.provenance import device_name
 from bench.training.capture import captured, own_stream
 from bench.training.devices import set_precision
@@ -264,7 +265,11 @@ def measure(run: Run, device: torch.device, deadline: float) -> Step:
 
 @contextmanager
 def _as_a_worker() -> Iterator[None]:
-    """One thread, as a slot of the local executor has on a CPU; threads, precision and random numbers are put back."""
+    """One thread, as a slot of the local executor has on a CPU; threads, precision and random numbers are put back.
+
+    That memory is kept, as a worker keeps it, stays so to the end of the process.
+    """
+    machine.keep_memory()
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     tf32 = torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)

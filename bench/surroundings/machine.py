@@ -1,10 +1,11 @@
-"""What is asked of the machine around us, without what a person's surroundings would change: git, cores, variables.
+"""What is asked of the machine around us, without what a person's surroundings would change: git, cores, memory.
 
 Matplotlib has a place of its own (`bench.report.plots.settings`), and so have SLURM's programs (`jobs.slurm`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Mapping
@@ -66,6 +67,28 @@ def worker_environment(environment: Mapping[str, str], threads: int) -> dict[str
     """The variables of a process that trains: those of a person without DROPPED, and the number of its threads."""
     kept = {n: value for n, value in environment.items() if n in KEPT or not n.startswith(DROPPED)}
     return {**kept, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+
+
+# Parameters of glibc's mallopt(3), by their numbers in malloc.h. Each is a default that a process otherwise adapts.
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+TOP_PAD_BYTES = 64 * 2**20
+
+
+def keep_memory() -> bool:
+    """Have the C library keep what was freed, and say whether it will. For processes that train on a CPU.
+
+    A step frees its buffers and the next one asks for them again. glibc may give them back to the system in between,
+    which then clears every page anew. Not where a person has set up an allocator, nor with another C library.
+    """
+    chosen = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    if any(name.startswith(chosen) for name in os.environ):
+        return False
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    wanted = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, TOP_PAD_BYTES))
+    return all([set_option(option, value) == 1 for option, value in wanted])
 
 
 def cores() -> int:

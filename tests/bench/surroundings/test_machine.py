@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.surroundings import machine
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -119,3 +123,47 @@ def test_the_time_that_a_container_is_given(tmp_path, monkeypatch, name):
     monkeypatch.setattr(machine, "_quotas", lambda: found)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     assert machine.cores() == max(1, min([4, *map(int, limits)]))
+
+
+# Ten times 40 MiB, each freed at once: more than glibc ever keeps by itself (mallopt(3), M_MMAP_THRESHOLD).
+ASK_AND_FREE = """
+import ctypes, resource, sys
+from bench.surroundings import machine
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+kept = machine.keep_memory() if sys.argv[1] == "keep" else None
+faults = []
+for _ in range(10):
+    buffer = ctypes.c_void_p(libc.malloc(40 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    libc.memset(buffer, 1, ctypes.c_size_t(40 << 20))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    libc.free(buffer)
+print(kept, faults[0], sum(faults[1:]))
+"""
+
+
+def ask_and_free(how, **variables):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
+    command = [sys.executable, "-c", ASK_AND_FREE, how]
+    done = subprocess.run(command, env={**clean, **variables}, capture_output=True, text=True, check=True, cwd=ROOT)
+    kept, first, others = done.stdout.split()
+    return kept, int(first), int(others)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's")
+def test_memory_that_was_freed_is_kept():
+    _, first, others = ask_and_free("as it is")
+    assert others > 5 * first  # each time all pages anew
+    kept, first, others = ask_and_free("keep")
+    assert kept == "True" and others < first
+
+
+@pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.check=0")])
+def test_an_allocator_that_a_person_set_up_is_left_alone(name, value):
+    assert ask_and_free("keep", **{name: value})[0] == "False"
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert machine.keep_memory() is False
