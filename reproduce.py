@@ -24,7 +24,7 @@ if not all(
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from bench.surroundings import paths
-from bench.surroundings.commandline import DONE, STOPPED_EARLY, explain, lasting_output, note, refuse
+from bench.surroundings.commandline import DONE, STOPPED_EARLY, counted, explain, lasting_output, note, refuse
 from jobs import folders
 from jobs.options import EACH, MOST_RUNS, MOST_SEEDS, PRECISION, parser
 from zoo.errors import BadInput
@@ -317,7 +317,7 @@ def _confirm(args: argparse.Namespace, plan: Plan) -> None:
     runs, seeds = len(plan.to_do), len({plan.grid.runs[run_id].seed for run_id in plan.to_do})
     if args.yes or (runs <= MOST_RUNS and seeds <= MOST_SEEDS):
         return
-    what = f"{runs:,} runs to do, with {seeds:,} seeds"
+    what = f"{counted(runs, 'run')} to do, with {counted(seeds, 'seed')}"
     count = args.seeds[0] if args.seeds and len(args.seeds) == 1 and args.seeds[0].isdigit() else None
     hint = f"--seeds {count} is a count, the one seed {count} is --seed {count}; " if count else ""
     if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():

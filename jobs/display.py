@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from bench.surroundings.commandline import counted
 from jobs.view import Row, View
 
 LEAST_BAR, MOST_BAR = 8, 40
@@ -60,7 +61,11 @@ def _counts(view: View, width: int) -> list[Text]:
 def _table(view: View, rows: Sequence[Row], width: int, more: int = 0) -> Table:
     fields = {name: [_text(row, name) for row in rows] for name in COLUMNS if name not in ("bar", "methods")}
     done, total = view.counts.get("done", 0), sum(view.counts.values())
-    last = {"pair": f"{done} of {total} runs", "epoch": f"{100 * view.fraction:.0f} %", "left": view.left_short}
+    last = {
+        "pair": f"{done} of {counted(total, 'run')}",
+        "epoch": f"{100 * view.fraction:.0f} %",
+        "left": view.left_short,
+    }
     wide = {
         name: max(map(cell_len, [*texts, HEADINGS[name] if name != "seed" else "", last.get(name, "")]), default=0)
         for name, texts in fields.items()

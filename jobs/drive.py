@@ -14,7 +14,7 @@ import torch
 
 from bench import grid
 from bench.datasets import root
-from bench.surroundings.commandline import INCOMPLETE, STOPPED_EARLY, explain, note, refuse
+from bench.surroundings.commandline import INCOMPLETE, STOPPED_EARLY, counted, explain, note, refuse
 from bench.training import data
 from bench.training.devices import check_precision, parse_device
 from jobs import claims, local, results
@@ -123,7 +123,7 @@ def submit(plan: Plan, request: Request) -> int:
         queued = [run_id for run_id in plan.to_do if run_id in desk.queued]
     if not plan.to_do:
         return _finish(plan, request, None)
-    print(f"{len(queued)} of {len(plan.to_do)} runs to do are in the queue")
+    print(f"in the queue: {len(queued)} of {counted(len(plan.to_do), 'run')} to do")
     if request.wait:
         return _wait(plan, queued, request)
     print("follow them with the same command and --wait, or --status; --report makes the table, --cancel ends the jobs")

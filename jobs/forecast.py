@@ -15,6 +15,7 @@ from bench import cohorts
 from bench.cost import kept_bytes
 from bench.measure import calibration, elsewhere
 from bench.measure.calibration import Calibration
+from bench.surroundings.commandline import counted
 from bench.training.devices import check_precision
 from jobs import local
 from jobs import plan as plans
@@ -170,7 +171,7 @@ def dry_run(plan: Plan, forecast: Forecast, *, each: bool, out: Path) -> str:
     total_s, flop = sum(found.seconds.values()), sum(map(plan.flop, plan.to_do))
     unit = _Unit.fit(total_s, found.cuda)
     work = f"{flop / 1e15:.3g} PFLOP" if flop < 1e18 else f"{flop / 1e18:.3g} EFLOP"
-    what = f"to do: {len(plan.to_do):,} runs, {work}"
+    what = f"to do: {counted(len(plan.to_do), 'run')}, {work}"
     if not each:
         lines += ["", *_table(plan, forecast, unit), ""]
     if found.seconds:

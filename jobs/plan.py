@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench import store
 from bench.grid import Grid
+from bench.surroundings.commandline import counted
 from jobs import claims, states
 from jobs.states import ROLES, Outline, States, Wanted, status
 from jobs.status import duration, headline, other_sources
@@ -86,7 +87,7 @@ def describe(
 def ahead(plan: Plan) -> list[str]:
     """One line on what is to do, and how long it takes at the speed of the finished runs; none where all is done."""
     flop = sum(map(plan.flop, plan.to_do))
-    return [f"to do: {len(plan.to_do)} runs, {flop / 1e15:.3g} PFLOP{_guess(plan, flop)}"] if flop else []
+    return [f"to do: {counted(len(plan.to_do), 'run')}, {flop / 1e15:.3g} PFLOP{_guess(plan, flop)}"] if flop else []
 
 
 def _guess(plan: Plan, flop: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from bench import store
 from bench.cells import RunStatus
 from bench.surroundings import sources
+from bench.surroundings.commandline import counted
 from jobs import claims, remaining, states
 from jobs.slurm import records
 from jobs.states import Outline, States
@@ -65,7 +66,7 @@ def other_sources(outline: Outline, found: States, out: Path) -> list[str]:
             lines.append(f"  {sources.redo(outline, other, begun, out)}")
     if untold := [run_id for run_id in done if of.get(run_id) == sources.UNTOLD]:
         lines.append(
-            f"{_count(len(untold), 'result')} of an earlier version, which did not record enough to tell whether the "
+            f"{counted(len(untold), 'result')} of an earlier version, which did not record enough to tell whether the "
             f"method's file has changed since in more than comments: {_some(untold)}"
         )
     return lines
@@ -83,7 +84,7 @@ def headline(outline: Outline, found: States) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in found.counts().items())
     return (
         f'grid "{outline.grid}", protocol "{outline.protocol}" v{outline.protocol_version}: '
-        f"{len(found.selected)} runs: {counts}"
+        f"{counted(len(found.selected), 'run')}: {counts}"
     )
 
 
@@ -164,7 +165,7 @@ def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder 
         for key, kind in kinds
     )
     runs = sum(kind.done for kind in measured.values())
-    return [f"spent: {spent}; about {total} expected in all, by the speed of {_count(runs, 'finished run')}"]
+    return [f"spent: {spent}; about {total} expected in all, by the speed of {counted(runs, 'finished run')}"]
 
 
 def about(left: remaining.Left | None) -> str:
@@ -248,7 +249,7 @@ def _blocked(outline: Outline, found: States) -> list[str]:
             students[teacher.run_id].append(run_id)
         else:
             own.append(f"{run_id}  {found.statuses[run_id].reason}")
-    groups = [f"{_count(len(runs), 'run')} by {teacher}" for teacher, runs in students.items()]
+    groups = [f"{counted(len(runs), 'run')} by {teacher}" for teacher, runs in students.items()]
     return _list("blocked", [*own, *groups], len(found.of("blocked")))
 
 
@@ -270,7 +271,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _more(count: int) -> list[str]:
     return [f"  and {count} more"] if count > 0 else []
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count != 1 else ''}"

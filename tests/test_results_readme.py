@@ -73,7 +73,7 @@ def test_plans(tmp_path, capsys, line):
 
 def test_first_run_is_the_plain_student_alone(tmp_path, capsys):
     assert reproduce.main([*shlex.split(RUNS[0])[2:], "--out", str(tmp_path), "--dry-run"]) == 0
-    assert "to do: 1 runs" in capsys.readouterr().out
+    assert "to do: 1 run," in capsys.readouterr().out
 
 
 def test_packing_lines_are_understood(tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from bench import outside, store
 from bench.datasets import Facts, facts
 from bench.run import Data, Run
 from bench.surroundings import paths
-from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, refuse
+from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, counted, refuse
 from bench.surroundings.provenance import device_name
 from bench.training import data as datasets
 from bench.training.devices import memory_format, parse_device
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(str(error))
     except OSError as error:
         return refuse(f"{error.strerror or error}: {error.filename or args.out}")
-    print(f"{counts['']} runs examined, {counts['-']} were before, {faults} not")
+    print(f"{counted(counts[''], 'run')} examined, {counts['-']} were before, {faults} not")
     return INCOMPLETE if faults else DONE
 
 

@@ -14,6 +14,7 @@ from bench.report import markup, tables
 from bench.report.frames import CellSummary, Results, RunRow, Score, done, number, score, signed, written
 from bench.report.markup import Item, Line, Note, Section, Table, Text
 from bench.report.statistics import LEVEL, Interval
+from bench.surroundings.commandline import counted
 
 Key = tuple[str, str, str, str]  # role, label, teacher, student
 MOST_LISTED = 20  # lines of a list on a terminal; compare.md has all
@@ -263,7 +264,7 @@ def _cells_notes(found: list[Difference], summaries: list[CellSummary]) -> Itera
         mean = signed(math.fsum(means) / len(means))
         yield Note(
             "",
-            f"Over {tables.counted(len(means), 'cell')}: mean difference {mean}, mean absolute difference {size:.2f}.",
+            f"Over {counted(len(means), 'cell')}: mean difference {mean}, mean absolute difference {size:.2f}.",
         )
     intervals = [change.interval for change in found if change.interval]
     if intervals:
@@ -298,7 +299,7 @@ def _rerun_items(found: list[Rerun]) -> tuple[Item, ...]:
     items = [
         Item(
             "",
-            f"Done on both sides: {tables.counted(len(found), 'run')}. Equal in every metric, the test loss to its "
+            f"Done on both sides: {counted(len(found), 'run')}. Equal in every metric, the test loss to its "
             f"last digit: {equal}. Different: {len(differ)}.",
         )
     ]

@@ -15,6 +15,7 @@ from bench.report.markup import Line, Note, Table, Text
 from bench.report.ranking import BOLD_RULE, SEPARATED_RULE, UNSEPARATED_RULE, Ranking
 from bench.report.statistics import GAP_RULE, PAIRS_INTERVAL_RULE, PAIRS_RULE, Aggregate, Interval
 from bench.surroundings import sources
+from bench.surroundings.commandline import counted
 
 ABSENT = "—"
 # What a cell without a finished run shows.
@@ -285,10 +286,6 @@ def source_notes(results: Results, cells: Sequence[CellSummary]) -> list[Note]:
 def some(names: Sequence[str], rest_in: str) -> str:
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more, see {rest_in}" if more > 0 else "")
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _larger(results: Results) -> Iterable[Note]:

@@ -25,7 +25,7 @@ from bench.report.page import page
 from bench.report.published import Published, Reference
 from bench.report.ranking import Ranking, rank
 from bench.report.statistics import Aggregate, aggregate
-from bench.surroundings.commandline import note
+from bench.surroundings.commandline import counted, note
 
 LATEX = "latex"  # the folder of one file a table
 
@@ -283,7 +283,7 @@ def _published(report: Report) -> Section:
     items = (Item("", nothing),) if nothing and not report.shown else ()
     count = sum(len(comparison.entries) for comparison in report.comparisons)
     elsewhere = sum(len(numbers) for _, numbers in report.shown)
-    parts = [f"{tables.counted(count, 'number')} under this protocol, beside these runs"] if count else []
+    parts = [f"{counted(count, 'number')} under this protocol, beside these runs"] if count else []
     parts += [f"{elsewhere} under other protocols, for orientation"] if elsewhere else []
     return Section("Against published numbers", tuple(found), items, fold="; ".join(parts) if found else "")
 

@@ -32,6 +32,11 @@ def program() -> str:
     return f"python {shlex.quote(started)}" if os.path.basename(started) == "reproduce.py" else "kd-bench"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things in words: "1 run", "1,000 runs"."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 class Narrow(argparse.RawDescriptionHelpFormatter):
     """Help that reads well at 80 columns and is the same on any terminal."""
 

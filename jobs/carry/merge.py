@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
+from bench.surroundings.commandline import counted
 from jobs import claims
 from zoo.errors import BadInput
 
@@ -49,7 +50,7 @@ class Merged:
 
     def line(self, path: Path, out: Path) -> str:
         said = ", ".join(f"{self.counts[kind]} {kind}" for kind in KINDS if self.counts[kind])
-        return f"{path} into {out}: {sum(self.counts.values())} runs" + (f" ({said})" if said else "")
+        return f"{path} into {out}: {counted(sum(self.counts.values()), 'run')}" + (f" ({said})" if said else "")
 
 
 def unpack(file: Path, out: Path) -> Merged:

@@ -29,7 +29,7 @@ from pathlib import Path
 from bench import store
 from bench.cells import RunStatus
 from bench.surroundings import paths
-from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, explain, lasting_output, refuse
+from bench.surroundings.commandline import DONE, INCOMPLETE, Parser, counted, explain, lasting_output, refuse
 from jobs import states
 from jobs.carry import merge
 from zoo.errors import BadInput
@@ -55,7 +55,7 @@ class Packed:
         held = [f"{count} {name}" for name, count in sorted(self.files.items()) if name.startswith(("result", "last"))]
         held += [f"{self.files[name]} {name}" for name in ("weights.pt",) if self.files[name]]
         inside = f" ({', '.join(held)})" if held else ""
-        return f"{path}: {self.runs} runs{inside}, {_mib(self.size)}"
+        return f"{path}: {counted(self.runs, 'run')}{inside}, {_mib(self.size)}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ class Array:
         """The runs of each task."""
         return tuple(tuple(itertools.chain(*task)) for task in self.tasks)
 
+    @property
+    def size(self) -> int:
+        """How many runs there are in all tasks."""
+        return sum(map(len, self.runs))
+
 
 def arrays(
     grid: Grid,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import store
+from bench.surroundings.commandline import counted
 from jobs.slurm import records, scheduler
 from jobs.slurm.arrays import teacher_of
 from jobs.states import status
@@ -73,7 +74,7 @@ def follow(
                 progress.note(run_id, f"{words}: output of its job in {out / records.FOLDER}")
             missed = gone
     if left:
-        return f"{left} runs left the queue without a result"
+        return f"{counted(left, 'run')} left the queue without a result"
     return NOT_ALL if set(plan.to_do) - set(run_ids) - blocked else None
 
 

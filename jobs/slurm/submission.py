@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import store
+from bench.surroundings.commandline import counted
 from jobs import claims
 from jobs.slurm import given, records, scheduler, site
 from jobs.slurm.arrays import Array, arrays, pieces, teacher_of
@@ -60,9 +61,9 @@ class Desk:
         wanted = [r for r in plan.to_do if r not in self.queued and r not in elsewhere]
         held = [r for r in wanted if teacher_of(plan.grid, r) in elsewhere]
         if elsewhere:
-            yield f"{len(elsewhere)} runs are in work by processes that this folder did not submit"
+            yield f"in work by processes that this folder did not submit: {counted(len(elsewhere), 'run')}"
         if held:
-            yield f"{len(held)} runs have their teacher among those: the same command submits them when it is done"
+            yield f"to be submitted by the same command when their teachers are done: {counted(len(held), 'run')}"
         wanted = [r for r in wanted if r not in held]
         if not wanted:
             return
@@ -73,7 +74,7 @@ class Desk:
         while todo:
             array = todo.pop(0)
             if away := self._teacher_elsewhere(array):
-                yield f"{sum(map(len, array.runs))} runs {away}: the same command submits them when it is done"
+                yield f"{counted(array.size, 'run')} {away}: the same command submits them when it is done"
                 continue
             try:
                 yield from self._submit_array(plan.grid, array, code, device, data_root)
@@ -88,7 +89,7 @@ class Desk:
                     raise BadInput(f"SLURM refuses the job: {refusal}" + (f"; {remedy}" if remedy else "")) from None
                 left = sum(len(runs) for one in (array, *todo) for runs in one.runs)
                 why = "does not answer" if refusal.silent else "takes no more"
-                yield f"SLURM {why} ({refusal}): the same command submits the other {left} runs later"
+                yield f"SLURM {why} ({refusal}): the same command submits the other {counted(left, 'run')} later"
                 return
             except claims.ClaimLost:
                 raise BadInput(f"another process submits into {self.out}: run the command again") from None
@@ -99,7 +100,7 @@ class Desk:
         cluster = scheduler.split(after)[1] if after else None
         if not after or cluster == asked or (cluster and asked and cluster in asked.split(",")):
             return None
-        return f"have their teacher on another cluster, as job {after}"
+        return f"with a teacher on another cluster, as job {after}"
 
     def _submit_array(self, grid: Grid, array: Array, code: Path, device: str, data_root: Path | None) -> Iterator[str]:
         """Record, submit, record the job ids; yields a line that says so, and one on what SLURM changed."""
@@ -150,7 +151,7 @@ class Desk:
         waits = f", after {after}" if after else ""
         where = f" on {wanted.partition}" if wanted.partition else ""
         where += f" of cluster {taken_by}" if taken_by else ""
-        yield f"submitted {sum(map(len, array.runs))} runs as {name}{where}, {site.minutes(wanted)} min{waits}"
+        yield f"submitted {counted(array.size, 'run')} as {name}{where}, {site.minutes(wanted)} min{waits}"
         if changed := given.differences(record.ids[0], wanted):
             yield changed
 
@@ -190,7 +191,8 @@ def _reconcile(desk: Desk) -> None:
         for record in found:
             desk.queued |= record.by_run
         desk.notes.append(
-            f"squeue does not answer: {len(desk.queued)} runs submitted earlier count as queued (--cancel forgets them)"
+            f"squeue does not answer: {counted(len(desk.queued), 'run')} submitted earlier counted as queued "
+            "(--cancel forgets them)"
         )
         return
     held = {job.reason: job_id for job_id, job in queue.items() if job.held}
@@ -259,4 +261,4 @@ def cancel(out: Path) -> str:
         while (left := scheduler.queue(found)) and time.monotonic() < end:
             time.sleep(0.5)
         still = f"; SLURM has not ended {', '.join(left)} yet" + (f" ({failed})" if failed else "") if left else ""
-        return f"cancelled {len(made.queued)} runs in {len(jobs)} jobs{still}"
+        return f"cancelled {counted(len(made.queued), 'run')} in {counted(len(jobs), 'job')}{still}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
+from bench.surroundings.commandline import counted
 from jobs import child, claims
 from jobs.attempts import Attempts
 from jobs.child import Child, Post
@@ -95,7 +96,7 @@ class Task:
         self._limit_s = _time_limit_s() or 60 * self.timeout_min
         self._gpus = gpus_given()
         signal.signal(signal.SIGTERM, self._end)  # submitit's own handler ignores it
-        print(f"{len(self.orders)} runs on {os.uname().nodename}, code in {child.ROOT}")
+        print(f"{counted(len(self.orders), 'run')} on {os.uname().nodename}, code in {child.ROOT}")
         if odd := self._odd_device():
             print(odd)
 

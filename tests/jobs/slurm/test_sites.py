@@ -115,7 +115,7 @@ def test_a_job_is_what_the_cluster_file_says(gpus_here, tmp_path, monkeypatch, c
     assert len(folder.queued()) == 1 and folder(*STUDENT) == 3  # squeue is asked what we ask it
     assert len(gpus_here.jobs()) == 1
     assert reproduce.main(["--cancel", "--out", str(folder.out)]) == 0
-    assert "cancelled 1 runs in 1 jobs\n" in capsys.readouterr().out and not gpus_here.jobs()
+    assert "cancelled 1 run in 1 job\n" in capsys.readouterr().out and not gpus_here.jobs()
 
 
 LUA = """
@@ -144,9 +144,9 @@ def test_two_clusters_of_one_login_and_a_plug_in(tmp_path, monkeypatch, capsys):
         folder = Folder(tmp_path, settings=settings)
         assert folder("--only", "method=kd") == 3
         said = capsys.readouterr().out
-        job = re.search(r"submitted 1 runs as (\d+) on main of cluster beta, 60 min\n", said)[1]
-        assert f"1 runs have their teacher on another cluster, as job {job}@beta: the same command submits" in said
-        assert "1 of 2 runs to do are in the queue" in said
+        job = re.search(r"submitted 1 run as (\d+) on main of cluster beta, 60 min\n", said)[1]
+        assert f"1 run with a teacher on another cluster, as job {job}@beta: the same command submits" in said
+        assert "in the queue: 1 of 2 runs to do" in said
         assert "SLURM made of" not in said and len(beta.jobs()) == 1 and not alpha.jobs()
 
         other = Folder(tmp_path / "other", settings=hold() + "partition: main\nclusters: alpha\n")

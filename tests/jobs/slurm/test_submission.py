@@ -113,7 +113,7 @@ def test_grid_gives_the_results_of_this_machine(slurm_here, tmp_path, capsys):
     folder = Folder(tmp_path)
     assert folder("--wait") == 0
     said = capsys.readouterr().out
-    assert re.search(r"submitted 1 runs as \d+, 60 min\n", said)
+    assert re.search(r"submitted 1 run as \d+, 60 min\n", said)
     assert re.search(r"submitted 2 runs as \d+, 60 min, after \d+\n", said)  # they share a process
     assert "[3/3]" in said and "wrote" in said and (folder.out / "table.md").exists()
     assert essence(folder.out) == do_here(tmp_path / "here", folder.runs().values())
@@ -281,7 +281,7 @@ def test_arrays_are_split_where_the_cluster_ends(machines, tmp_path, monkeypatch
         assert folder(*wanted) == 3
         assert len(small.jobs()) == 8
         said = capsys.readouterr().out
-        assert re.findall(r"submitted (\d+) runs as \d+_\[0-(\d)\]", said) == [("3", "2"), ("3", "2"), ("2", "1")]
+        assert re.findall(r"submitted (\d+) runs? as \d+_\[0-(\d)\]", said) == [("3", "2"), ("3", "2"), ("2", "1")]
         cancel = ["--cancel", "--out", str(folder.out)]
         assert reproduce.main(cancel) == 0 and reproduce.main(cancel) == 0
         said = capsys.readouterr().out
@@ -309,7 +309,7 @@ def test_two_submissions_at_once(slurm_here, tmp_path):
     said = [process.communicate(timeout=TIMEOUT_S)[0] for process in pair]
     assert [process.returncode for process in pair] == [3, 3], said
     assert sorted(text.count("submitted") for text in said) == [0, 2], said
-    assert len(slurm_here.jobs()) == 9 and all("9 of 9 runs to do are in the queue" in text for text in said)
+    assert len(slurm_here.jobs()) == 9 and all("in the queue: 9 of 9 runs to do" in text for text in said)
 
 
 def test_a_driver_killed_around_sbatch_is_healed(slurm_here, tmp_path, capsys):
@@ -386,7 +386,7 @@ def test_squeue_that_does_not_answer(slurm_here, tmp_path, monkeypatch, capsys):
         assert folder() == 3
         said = capsys.readouterr().out
         assert (
-            "squeue does not answer: 3 runs submitted earlier count as queued" in said
+            "squeue does not answer: 3 runs submitted earlier counted as queued" in said
             and "submitted " not in said[said.index("squeue does not answer") + 60 :]
         )
         assert reproduce.main(["--cancel", "--out", str(folder.out)]) == 0
