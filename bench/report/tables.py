@@ -27,7 +27,7 @@ SIGNS = {
     "missing": ABSENT,
 }
 UNSEPARATED, MIXED, OTHER_SOURCE = "†", "§", "‖"
-PARTIAL_RULE = "(2/3): 2 of 3 wanted runs have finished."
+PARTIAL_RULE = "(n/m): n of m wanted runs have finished."
 HEADINGS = {"feature": "Feature-based", "logit": "Logit-based", "ours": "Ours"}
 MOST_NAMED = 3  # runs, cells or commits named in one line; the CSV files have all
 

@@ -92,7 +92,7 @@ Top-1 accuracy (%) at the last epoch, mean ± std over seeds (grid hand, protoco
 - ⁴ missing: result.json is damaged (JSONDecodeError), will be set aside (skd-wrn_40_2-wrn_16_2-method-s0-00000000)
 - § not one measurement, its runs mix PyTorch versions (2.8.0, 2.9.0); precisions (bf16, fp32): \
 KD on wrn_40_2 → wrn_16_2.
-- Sample standard deviation (ddof 1) over seeds; a single run has none. (2/3): 2 of 3 wanted runs have finished. \
+- Sample standard deviation (ddof 1) over seeds; a single run has none. (n/m): n of m wanted runs have finished. \
 Only finished runs enter a mean. —: not started.
 - {BOLD_RULE}
 - † {UNSEPARATED_RULE} (4 degrees of freedom).
