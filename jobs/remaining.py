@@ -197,9 +197,8 @@ class _Estimate:
         return total
 
     def _flop(self, members: Sequence[str], together: float) -> float:
-        """Of runs that are among so many: the teacher's pass is done once for all."""
-        wanted = [self.work.outline.runs[run_id] for run_id in members]
-        return sum((run.flop or 0.0) - run.shared_flop * (1 - 1 / together) for run in wanted)
+        """Of runs that are among so many."""
+        return sum(self.work.outline.runs[run_id].part_flop(together) for run_id in members)
 
     def _seen(self, run_id: str) -> Progress:
         return self.work.seen.get(run_id, {})

@@ -34,6 +34,10 @@ class Wanted:
     flop: float | None  # its cost; None where plan.json does not say
     shared_flop: float = 0.0  # of it the teacher's pass, which runs that train together have in common
 
+    def part_flop(self, together: float) -> float:
+        """Its part of the cost of so many that train together, who share the teacher's pass; 0: not known."""
+        return 0.0 if self.flop is None else self.flop - self.shared_flop * (1 - 1 / together)
+
 
 @dataclass(frozen=True)
 class Outline(TableSpec):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ class _Kind:
 class _Hours:
     kinds: dict[tuple[str, str], _Kind] = field(default_factory=lambda: defaultdict(_Kind))  # by unit and name
 
-    def add_result(self, result: Mapping[str, Any], flop: float | None) -> None:
+    def add_result(self, result: Mapping[str, Any], run: states.Wanted) -> None:
         timing, origin = result.get("timing", {}), result.get("provenance", {})
         threads = origin.get("threads")
         seconds = timing.get("device_s")
@@ -123,7 +123,7 @@ class _Hours:
             return
         kind = self.kinds["GPU" if threads is None else "CPU", str(origin.get("device", "unknown device"))]
         kind.spent_s += seconds
-        if flop:
+        if flop := run.part_flop(timing.get("together") or 1):
             kind.done_s, kind.done_flop, kind.done = kind.done_s + seconds, kind.done_flop + flop, kind.done + 1
 
     def add_running(self, progress: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -137,17 +137,21 @@ class _Hours:
 def _hours(outline: Outline, found: States, running: Mapping[str, claims.Holder | None]) -> list[str]:
     """Device hours spent, and those expected in all at the speed of the finished runs on the same kind of device.
 
+    Runs of one seed and teacher that are not done are taken to train together, all of them.
     What interrupted and failed runs have spent is in their checkpoints and logs, and not counted.
     """
     hours, ahead = _Hours(), defaultdict(float)  # FLOP still to do, by the kind of device where that is known
+    to_do = [outline.runs[run_id] for run_id in found.of(*states.TO_DO)]
+    company = Counter((run.seed, run.teacher) for run in to_do)
     for run_id in found.selected:
-        status, flop = found.statuses[run_id], outline.runs[run_id].flop
+        status, run = found.statuses[run_id], outline.runs[run_id]
         if status.state == "done":
-            hours.add_result(status.result, flop)
+            hours.add_result(status.result, run)
         elif status.state in states.TO_DO:
+            flop = run.part_flop(company[run.seed, run.teacher])
             holder = running.get(run_id)
             progress = holder.progress if holder else {}
-            ahead[hours.add_running(progress)] += (flop or 0.0) * (1 - states.fraction_done(progress))
+            ahead[hours.add_running(progress)] += flop * (1 - states.fraction_done(progress))
     kinds = sorted(hours.kinds.items(), reverse=True)  # GPUs before CPUs
     spent = " and ".join(f"{kind.spent_s / 3600:.3g} {unit}-hours on {name}" for (unit, name), kind in kinds)
     if not sum(ahead.values()):  # all is done, or plan.json is of a version that says no costs

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,14 +108,15 @@ def test_everything_is_said(grid, out, capsys):
 
 
 def test_hours(grid, out, capsys):
-    """Spent: whole devices, not slots. Expected: the rest at the measured speed of its kind of device."""
+    """Spent: whole devices, not slots. Expected: the rest, sharing passes, at the speed of its kind of device."""
     kept = states.read_kept(out)
     assert said(out, capsys=capsys)[1].splitlines()[1] == "no finished run yet"
     teacher, other = find(grid, "vanilla-resnet20") + find(grid, "vanilla-wrn_16_2")
     finish(out, teacher, train_s=7200.0, device_s=3600.0)
     half = find(grid, "kd-resnet20")[0]
     hold(out, half, epoch=1, epochs=2, device="GPU-Z", gpu="0", devices=0.5, wall_s=1800.0)
-    flop = {run_id: run.flop for run_id, run in kept.runs.items()}
+    company = Counter((run.seed, run.teacher) for run_id, run in kept.runs.items() if run_id != teacher)
+    flop = {run_id: run.part_flop(company.get((run.seed, run.teacher), 1)) for run_id, run in kept.runs.items()}
     per_hour = flop[teacher]  # one hour of a whole GPU
     spent = 1 + 0.25
     rest = (sum(flop.values()) - flop[teacher] - flop[half] / 2) / per_hour
