@@ -101,7 +101,9 @@ def until(condition, what: str, timeout_s: float = TIMEOUT_S):
 
 def progressing(folder: store.RunFolder) -> bool:
     """Whether a run is under way and an epoch old."""
-    holder = claims.read(folder.path) if folder.path.is_dir() else None
+    if not folder.log.exists():  # its claim comes first
+        return False
+    holder = claims.read(folder.path)
     return bool(holder and holder.alive and " epoch 1 " in folder.log.read_text())
 
 
