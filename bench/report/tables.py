@@ -217,7 +217,8 @@ def what(spec: TableSpec) -> str:
 
 def only(results: Results, cells: Collection[Cell]) -> Results:
     """With the rows and pairs of these cells alone; `Results.cells`, and so their positions, are as before."""
-    lines = (tuple(summary for summary in line if summary.cell in cells) for line in results.lines)
+    wanted = {(cell.label, cell.teacher, cell.student) for cell in cells}  # a report may group rows otherwise
+    lines = (tuple(s for s in line if (s.cell.label, *s.column) in wanted) for line in results.lines)
     kept = tuple(line for line in lines if line)
     columns = {summary.column for line in kept for summary in line}
     return replace(results, lines=kept, pairs=tuple(pair for pair in results.pairs if pair in columns))

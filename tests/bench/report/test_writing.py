@@ -357,6 +357,15 @@ def test_terminal_keeps_to_the_width_and_loses_no_column(width: int):
     assert " ".join(rows).count("71.30 ± 0.20†") == 1 and " ".join(rows).count("75.20 ± 0.20§") == 1
 
 
+def test_terminal_shows_the_selected_cells_alone():
+    """All of them: SKD, too, which other grids than `full` count among the logit methods."""
+    grid = hand_made()
+    selected = {cell for cell in grid.cells if cell.label in ("KD", "SKD") and (cell.teacher, cell.student) == A}
+    text = report.terminal(grid.report(), 100, selected)
+    rows = [line.split()[0] for line in text.splitlines() if re.match(r"\S+ .*\d\d\.\d\d ± ", line)]
+    assert sorted(rows) == ["KD", "SKD"] and "→ wrn_16_2" not in text
+
+
 def test_terminal_is_plain_text_with_the_same_numbers():
     grid = hand_made()
     text = report.terminal(grid.report())
