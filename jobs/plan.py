@@ -124,8 +124,10 @@ def measured_flop_per_s(plan: Plan) -> float | None:
     """Speed of the finished runs of this grid, one run at a time; None before the first."""
     flop = train_s = 0.0
     for run_id, found in plan.statuses.items():
-        seconds = found.result.get("timing", {}).get("train_s") if found.result else None
-        if seconds:
+        timing = found.result.get("timing", {}) if found.result else {}
+        if seconds := timing.get("train_s"):
             flop += plan.flop(run_id)
+            if timing.get("alone_s") and (timing.get("together") or 1) > 1:  # the wall's clock ran for all of them
+                seconds = timing["alone_s"] / (found.result.get("provenance", {}).get("threads") or 1)
             train_s += seconds
     return flop / train_s if train_s else None
