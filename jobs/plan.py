@@ -10,7 +10,7 @@ from bench import store
 from bench.grid import Grid
 from bench.surroundings.commandline import counted
 from jobs import claims, states
-from jobs.states import ROLES, Outline, States, Wanted, status
+from jobs.states import ROLES, Outline, States, Wanted, status, worker_s
 from jobs.status import duration, headline, other_sources
 from zoo.errors import BadInput
 
@@ -122,12 +122,9 @@ def force(plan: Plan, out: Path, only: Iterable[str]) -> list[str]:
 
 def measured_flop_per_s(plan: Plan) -> float | None:
     """Speed of the finished runs of this grid, one run at a time; None before the first."""
-    flop = train_s = 0.0
+    flop = seconds = 0.0
     for run_id, found in plan.statuses.items():
-        timing = found.result.get("timing", {}) if found.result else {}
-        if seconds := timing.get("train_s"):
-            flop += plan.flop(run_id)
-            if timing.get("alone_s") and (timing.get("together") or 1) > 1:  # the wall's clock ran for all of them
-                seconds = timing["alone_s"] / (found.result.get("provenance", {}).get("threads") or 1)
-            train_s += seconds
-    return flop / train_s if train_s else None
+        if found.result and (took_s := worker_s(found.result)):
+            flop += plan.outline.runs[run_id].part_flop(found.result["timing"].get("together") or 1)
+            seconds += took_s
+    return flop / seconds if seconds else None

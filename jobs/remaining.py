@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jobs.states import Outline, fraction_done
+from jobs.states import Outline, fraction_done, worker_s
 
 AHEAD_S = 15.0  # so long, at most, a run is taken to have gone on since its claim spoke: a heartbeat and a half
 
@@ -87,11 +87,11 @@ class _Estimate:
             for run_id in cell.run_ids:
                 self.places.setdefault(run_id, place)
         kinds = {_kind(self.work.seen[r]) for group in self.work.at_work for r in group if r in self.work.seen}
-        measured = [(run_id, result) for run_id, result in self.work.results.items() if _lane_s(result)]
+        measured = [(run_id, result) for run_id, result in self.work.results.items() if worker_s(result)]
         here = [(run_id, result) for run_id, result in measured if _kind_of(result) in kinds]
         for run_id, result in here or ([] if kinds - {None} else measured):
             together = result["timing"].get("together") or 1
-            self._learn(run_id, _lane_s(result), self._flop([run_id], together))
+            self._learn(run_id, worker_s(result), self._flop([run_id], together))
         for group in self.work.at_work:
             moving = [r for r in group if self._seen(r).get("whole_s")]
             if moving:
@@ -228,10 +228,3 @@ def _kind(progress: Progress) -> tuple | None:
 def _kind_of(result: Mapping[str, Any]) -> tuple | None:
     origin = result.get("provenance", {})
     return origin.get("device"), origin.get("threads")
-
-
-def _lane_s(result: Mapping[str, Any]) -> float:
-    """Seconds of a worker that a finished run took: its part of the time of all that shared it."""
-    timing = result.get("timing", {})
-    seconds, together = timing.get("train_s"), timing.get("together") or 1
-    return seconds / together if isinstance(seconds, (int, float)) and seconds > 0 else 0.0

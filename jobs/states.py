@@ -244,6 +244,13 @@ def epochs_done(progress: Mapping[str, Any]) -> str:
     return f"{done}/{progress['epochs']}"
 
 
+def worker_s(result: Mapping[str, Any]) -> float:
+    """Seconds of a worker that a finished run took: its part of the time of all that shared it."""
+    timing = result.get("timing", {})
+    seconds, together = timing.get("train_s"), timing.get("together") or 1
+    return seconds / together if isinstance(seconds, (int, float)) and seconds > 0 else 0.0
+
+
 def fraction_done(progress: Mapping[str, Any]) -> float:
     """How much of its run a claim says is done, 0 to 1."""
     if not progress.get("epochs"):
